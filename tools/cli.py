@@ -1,0 +1,47 @@
+"""What the command lines of training and testing share: mmdet's flags and the reading of a config."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Builds a parser with the arguments that both command lines have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG_NAME)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings that override the config, such as train_cfg.max_epochs=1',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes; pytorch under torchrun (default: none)',
+    )
+    # torch.distributed.launch passes the rank as an argument, torchrun in the environment.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads ``args.config`` and applies the shared arguments to it."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    cfg.setdefault('work_dir', f'work_dirs/{Path(args.config).stem}')
+    return cfg

@@ -1,0 +1,152 @@
+"""Writes a COCO-format instance dataset of coloured shapes: a detection task learned in minutes.
+
+    python tools/make_shapes_dataset.py OUT --train 200 --val 40 --size 128 --seed 0
+
+Every image holds one to three circles, squares and triangles that do not overlap, each class near
+a hue of its own, on noisy grey ground. The layout of OUT is that of COCO: ``train/``, ``val/`` and
+``annotations/instances_{train,val}.json`` with boxes and polygons. The same arguments give the same
+dataset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.progress import track
+
+# Corners of the regular polygon that stands for each class, and its hue in degrees.
+CLASSES = {'circle': (32, 0), 'square': (4, 120), 'triangle': (3, 240)}
+HUE_SPREAD = 25
+SMALLEST_SIZE = 32
+
+
+@dataclass
+class Shape:
+    """One object: its class and its corners, ``(K, 2)`` in pixels, x before y."""
+
+    name: str
+    corners: np.ndarray
+
+    @property
+    def box(self) -> list[float]:
+        """``[x, y, width, height]`` in pixels."""
+        low, high = self.corners.min(axis=0), self.corners.max(axis=0)
+        return [*low.tolist(), *(high - low).tolist()]
+
+    @property
+    def area(self) -> float:
+        """Area in square pixels, by the shoelace formula."""
+        x, y = self.corners.T
+        return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
+def sample_shapes(rng: np.random.Generator, size: int) -> list[Shape]:
+    """Places one to three shapes whose circumscribed circles neither overlap nor leave the image."""
+    shapes: list[Shape] = []
+    placed: list[tuple[np.ndarray, float]] = []
+    wanted = rng.integers(1, 4)
+    # A place may be taken: some images get fewer shapes than wanted, none gets zero.
+    for _ in range(50):
+        if len(shapes) == wanted:
+            break
+        radius = rng.uniform(10, 28) * size / 128
+        centre = rng.uniform(radius, size - radius, 2)
+        if any(np.hypot(*(centre - other)) < radius + r for other, r in placed):
+            continue
+        name = rng.choice(list(CLASSES)).item()
+        count = CLASSES[name][0]
+        angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(count) / count
+        corners = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        shapes.append(Shape(name, corners.round(2)))
+        placed.append((centre, radius))
+    return shapes
+
+
+def draw(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray:
+    """Paints the shapes in BGR, ``(size, size, 3)`` uint8."""
+    image = np.full((size, size, 3), rng.uniform(80, 176), np.float32)
+    for shape in shapes:
+        hue = (CLASSES[shape.name][1] + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 360 / 360
+        rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
+        # OpenCV counts from the centre of the first pixel, COCO from its corner; 4 fractional bits.
+        corners = np.round((shape.corners - 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(image, [corners], [255 * c for c in reversed(rgb)], cv2.LINE_AA, shift=4)
+    image += rng.normal(0, 12, image.shape)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def write_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
+    """Writes the images of one split and its annotations."""
+    # The splits must differ whatever the seed.
+    rng = np.random.default_rng([seed, split == 'val'])
+    category_ids = {name: i for i, name in enumerate(CLASSES, start=1)}
+    images, annotations = [], []
+    (out / split).mkdir(parents=True, exist_ok=True)
+    for image_id in track(range(1, count + 1), description=f'{split}: {count} images'):
+        shapes = sample_shapes(rng, size)
+        file_name = f'{image_id:06d}.png'
+        cv2.imwrite(str(out / split / file_name), draw(rng, shapes, size))
+        images.append(dict(id=image_id, file_name=file_name, width=size, height=size))
+        for shape in shapes:
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=category_ids[shape.name],
+                    segmentation=[shape.corners.flatten().tolist()],
+                    bbox=shape.box,
+                    area=shape.area,
+                    iscrowd=0,
+                )
+            )
+    categories = [dict(id=i, name=name, supercategory='shape') for name, i in category_ids.items()]
+    path = out / 'annotations' / f'instances_{split}.json'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+
+
+def make_shapes_dataset(out: Path, train: int, val: int, size: int, seed: int) -> None:
+    """Writes both splits below ``out``.
+
+    Args:
+        out: Folder of the dataset; made if missing, files of the same names are replaced.
+        train: Number of training images, at least 1.
+        val: Number of validation images, at least 1.
+        size: Side of the square images in pixels, at least 32.
+        seed: Seed of all that is random.
+
+    Raises:
+        ValueError: If a number is too small.
+    """
+    if train < 1 or val < 1:
+        raise ValueError(f'each split needs at least 1 image, got train={train} and val={val}')
+    if size < SMALLEST_SIZE:
+        raise ValueError(f'images need a side of at least {SMALLEST_SIZE} pixels, got {size}')
+    if seed < 0:
+        raise ValueError(f'the seed must not be negative, got {seed}')
+    for split, count in (('train', train), ('val', val)):
+        write_split(out, split, count, size, seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('out', type=Path, help='folder of the dataset')
+    parser.add_argument('--train', type=int, default=200, help='training images (default: 200)')
+    parser.add_argument('--val', type=int, default=40, help='validation images (default: 40)')
+    parser.add_argument('--size', type=int, default=128, help='side in pixels (default: 128)')
+    parser.add_argument('--seed', type=int, default=0, help='seed (default: 0)')
+    args = parser.parse_args()
+    try:
+        make_shapes_dataset(**vars(args))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,45 @@
+"""Trains the model of a config.
+
+python tools/train.py CONFIG [--work-dir DIR] [--amp] [--resume [CHECKPOINT]]
+torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytorch
+"""
+
+from __future__ import annotations
+
+from cli import load_config, make_parser
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switches the config's optimiser wrapper to automatic mixed precision."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {kind}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def main() -> None:
+    parser = make_parser('Trains the model of a config.')
+    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint; without a path, from the latest one of the work dir',
+    )
+    args = parser.parse_args()
+
+    cfg = load_config(args)
+    if args.amp:
+        enable_amp(cfg)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
