@@ -125,7 +125,7 @@ class ConvNextBackbone(BaseModule):
         self.hidden_states_norms = nn.ModuleDict(
             {
                 name: ConvNextLayerNorm(channels, data_format='channels_first')
-                for name, channels in zip(self.out_features, self.channels)
+                for name, channels in zip(self.out_features, self.channels, strict=True)
             }
         )
         self.apply(_init_weights)
@@ -159,7 +159,7 @@ class ConvNextBackbone(BaseModule):
         # mmcv's RoIAlign reads the memory of any map as NCHW.
         feature_maps = tuple(
             self.hidden_states_norms[name](hidden_state).contiguous()
-            for name, hidden_state in zip(self.stage_names, hidden_states)
+            for name, hidden_state in zip(self.stage_names, hidden_states, strict=False)
             if name in self.out_features
         )
         if not return_dict:
@@ -222,10 +222,11 @@ class ConvNextBackbone(BaseModule):
         super()._apply(fn, recurse)
         if self._is_channels_last() and not was_channels_last:
             warnings.warn(
-                'ConvNextBackbone was moved to channels_last. Its maps leave contiguous in NCHW all '
-                'the same, but a neck that is moved too makes channels_last maps of them, and '
-                "mmcv's RoIAlign reads those wrongly without an error: losses fall, AP stays 0. "
-                'Move the backbone alone: model.backbone.to(memory_format=torch.channels_last).',
+                'ConvNextBackbone was moved to channels_last. Its maps still leave contiguous in '
+                'NCHW, so all is well if it moved alone: '
+                'model.backbone.to(memory_format=torch.channels_last). But a neck moved with it '
+                "makes channels_last maps of them, and mmcv's RoIAlign reads those wrongly without "
+                'an error: losses fall, AP stays 0.',
                 stacklevel=2,
             )
         return self

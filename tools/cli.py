@@ -1,4 +1,4 @@
-"""What the command lines of training and testing share: mmdet's flags and the reading of a config."""
+"""What training and testing share: mmdet's flags and the reading of a config."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Shape:
 
 
 def sample_shapes(rng: np.random.Generator, size: int) -> list[Shape]:
-    """Places one to three shapes whose circumscribed circles neither overlap nor leave the image."""
+    """Places one to three shapes whose circumcircles neither overlap nor leave the image."""
     shapes: list[Shape] = []
     placed: list[tuple[np.ndarray, float]] = []
     wanted = rng.integers(1, 4)
