@@ -1,15 +1,28 @@
 """What mmengine's own checkpoints hold besides tensors, allowed under ``weights_only=True``.
 
 torch loads checkpoints with an unpickler that builds nothing but tensors and plain containers.
-mmengine also stores its message hub: history buffers with numpy arrays inside. Exactly the classes
-those are made of are allowed here; anything else in a checkpoint still stops the loading.
+mmengine also stores its message hub: history buffers with numpy arrays inside and a dict of their
+own methods. Exactly that is allowed here; anything else in a checkpoint still stops the loading.
 """
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+
+
+def _history_statistic(owner: type, name: str) -> Callable:
+    """Stands in for the ``getattr`` by which a pickle names a method of :class:`HistoryBuffer`."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(
+            f'the checkpoint asks for the attribute {name!r} of {owner!r}; '
+            "only the statistics of mmengine's HistoryBuffer are allowed"
+        )
+    return getattr(owner, name)
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -23,5 +36,12 @@ def allow_mmengine_checkpoints() -> None:
         for module in ('numpy.core', 'numpy._core')
     ]
     torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *rebuilders]
+        [
+            HistoryBuffer,
+            (_history_statistic, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            *dtypes,
+            *rebuilders,
+        ]
     )
