@@ -46,7 +46,7 @@ class ConvNextBackbone(BaseModule):
             Default: ``'tiny'``.
         num_channels: Channels of the images. Default: 3.
         patch_size: Stride of the stem in pixels. Default: 4.
-        hidden_act: One of ``gelu`` (default), ``gelu_new``, ``relu``, ``selu``.
+        hidden_act: One of ``gelu`` (default), ``gelu_new``, ``relu``, ``silu``.
         use_grn: Whether the blocks are those of ConvNeXt V2, with global response normalisation in
             place of layer scale. Default: None, as ``arch`` says.
         drop_path_rate: Stochastic depth of the last block; rates rise linearly from 0 over all

@@ -14,7 +14,7 @@ ACTIVATIONS = {
     'gelu': nn.GELU,
     'gelu_new': lambda: nn.GELU(approximate='tanh'),
     'relu': nn.ReLU,
-    'selu': nn.SELU,
+    'silu': nn.SiLU,
 }
 
 
@@ -179,7 +179,7 @@ class ConvNextLayer(nn.Module):
     Args:
         dim: Number of channels, C.
         drop_path: Probability of dropping the block's branch for a sample. Default: 0.
-        hidden_act: One of ``gelu`` (default), ``gelu_new``, ``relu``, ``selu``.
+        hidden_act: One of ``gelu`` (default), ``gelu_new``, ``relu``, ``silu``.
         use_grn: Whether the bottleneck holds a :class:`ConvNextGRN`. Default: False.
         layer_scale_init_value: Start of the learned per-channel scale of the branch; 0 or None
             builds no such parameter. Default: 1e-6.

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 
 
@@ -34,11 +35,19 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def join_processes_on_cpu(cfg: Config) -> None:
+    """Makes torchrun work without GPUs, which mmengine's own start of processes expects."""
+    torch.distributed.init_process_group('gloo')
+    cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Reads ``args.config`` and applies the shared arguments to it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        join_processes_on_cpu(cfg)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:

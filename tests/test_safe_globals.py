@@ -1,0 +1,73 @@
+"""mmengine's checkpoints load under ``weights_only=True``, and nothing more dangerous does."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+import convnext_backbone  # noqa: F401
+
+
+def load_with(content, path):
+    """Writes ``content`` beside weights and reads all back as mmengine does."""
+    torch.save({'state_dict': {'weight': torch.ones(2)}, 'extra': content}, path)
+    return torch.load(path, map_location='cpu')['extra']
+
+
+class Call:
+    """Pickles as a call of ``function`` with ``args``."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_history_buffers_come_back_whole(tmp_path):
+    buffer = HistoryBuffer([1.0, 2.0, 6.0], [1, 1, 2])
+    loaded = load_with(buffer, tmp_path / 'file.pth')
+    assert loaded.data[0].tolist() == [1.0, 2.0, 6.0]
+    assert loaded.mean() == buffer.mean() == 2.25
+    assert loaded.statistics('max') == 6.0
+    loaded.update(3)
+    assert loaded.current() == 3
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32', 'int64', 'int32', 'bool'])
+def test_numpy_arrays_and_scalars_come_back(dtype, tmp_path):
+    array = np.array([0, 1, 2]).astype(dtype)
+    loaded = load_with([array, array[1]], tmp_path / 'file.pth')
+    assert loaded[0].dtype == array.dtype
+    assert loaded[0].tolist() == array.tolist()
+    assert loaded[1] == array[1]
+
+
+def test_arrays_written_by_numpy_1_come_back(tmp_path):
+    path = tmp_path / 'file.pth'
+    # The old file format of torch is a plain pickle, in which numpy's name can be replaced.
+    torch.save({'a': np.arange(3)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b'cnumpy._core.', b'cnumpy.core.'))
+    assert torch.load(path)['a'].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ('content', 'name'),
+    [
+        (Call(print, 'code has run'), 'print'),
+        (Call(eval, '1 + 1'), 'eval'),
+    ],
+)
+def test_code_is_not_run(content, name, tmp_path, capsys):
+    with pytest.raises(pickle.UnpicklingError, match=name):
+        load_with(content, tmp_path / 'bad.pth')
+    assert 'code has run' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('owner', [HistoryBuffer, np.ndarray])
+@pytest.mark.parametrize('attribute', ['__init__', 'tofile', '__class__', 'update'])
+def test_getattr_reaches_nothing_but_statistics(owner, attribute, tmp_path):
+    with pytest.raises(pickle.UnpicklingError, match='only the statistics'):
+        load_with(Call(getattr, owner, attribute), tmp_path / 'bad.pth')

@@ -1,0 +1,81 @@
+"""The generated dataset, read back with pycocotools and checked against its pixels."""
+
+import colorsys
+
+import cv2
+import numpy as np
+import pytest
+from conftest import run_tool
+from pycocotools.coco import COCO
+
+HUES = {'circle': 0, 'square': 120, 'triangle': 240}
+CORNERS = {'square': 4, 'triangle': 3}
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    out = tmp_path_factory.mktemp('shapes')
+    run_tool(
+        'make_shapes_dataset.py', out, '--train', 12, '--val', 5, '--size', 96, '--seed', 3, cwd=out
+    )
+    return out
+
+
+@pytest.mark.parametrize(('split', 'count'), [('train', 12), ('val', 5)])
+def test_annotations_fit_the_pixels(dataset, split, count):
+    coco = COCO(dataset / f'annotations/instances_{split}.json')
+    assert len(coco.imgs) == count
+    for image_id, info in coco.imgs.items():
+        image = cv2.imread(str(dataset / split / info['file_name']))
+        assert image.shape == (info['height'], info['width'], 3) == (96, 96, 3)
+        annotations = coco.loadAnns(coco.getAnnIds(image_id))
+        assert 1 <= len(annotations) <= 3
+        masks = [coco.annToMask(annotation).astype(bool) for annotation in annotations]
+        assert sum(masks).max() == 1, 'objects overlap'
+        for annotation, mask in zip(annotations, masks, strict=True):
+            x, y, width, height = annotation['bbox']
+            rows, columns = np.nonzero(mask)
+            # The tip of a triangle covers less than half of its pixels.
+            assert columns.min() == pytest.approx(x, abs=2)
+            assert rows.min() == pytest.approx(y, abs=2)
+            assert columns.max() + 1 == pytest.approx(x + width, abs=2)
+            assert rows.max() + 1 == pytest.approx(y + height, abs=2)
+            assert mask.sum() == pytest.approx(annotation['area'], rel=0.1)
+            name = coco.cats[annotation['category_id']]['name']
+            assert len(annotation['segmentation'][0]) == 2 * CORNERS.get(name, 32)
+            blue, green, red = image[mask].mean(axis=0) / 255
+            hue = colorsys.rgb_to_hsv(red, green, blue)[0] * 360
+            assert abs((hue - HUES[name] + 180) % 360 - 180) < 30
+        ground = image[~np.any(masks, axis=0)].mean(axis=0)
+        assert np.ptp(ground) < 12, 'the ground is grey'
+
+
+def test_the_same_arguments_give_the_same_files(dataset, tmp_path):
+    args = ('--train', 12, '--val', 5, '--size', 96)
+    for seed in (3, 4):
+        run_tool('make_shapes_dataset.py', seed, *args, '--seed', seed, cwd=tmp_path)
+    files = sorted(path.relative_to(dataset) for path in dataset.rglob('*.*'))
+    assert len(files) == 12 + 5 + 2
+    for path in files:
+        content = (dataset / path).read_bytes()
+        assert (tmp_path / '3' / path).read_bytes() == content
+        assert (tmp_path / '4' / path).read_bytes() != content
+
+
+def test_the_splits_differ(dataset):
+    train, val = (dataset / split / '000001.png' for split in ('train', 'val'))
+    assert train.read_bytes() != val.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--train', 0], 'at least 1 image'),
+        (['--size', 16], 'at least 32 pixels, got 16'),
+        (['--seed', -1], 'not be negative'),
+    ],
+)
+def test_bad_numbers_are_refused(args, message, tmp_path):
+    with pytest.raises(AssertionError, match=message):
+        run_tool('make_shapes_dataset.py', 'out', *args, cwd=tmp_path)
+    assert not (tmp_path / 'out').exists()

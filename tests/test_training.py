@@ -1,0 +1,113 @@
+"""Real runs of the command lines on generated shapes: train, test, resume, two processes."""
+
+import json
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from conftest import REPO, run_tool
+
+CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """All that the latest run below ``work_dir`` logged, a dict a line."""
+    path = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def average_precisions(text: str) -> list[str]:
+    return re.findall(r'coco/(?:bbox|segm)_mAP: ([-\d.]+)', text)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Three epochs of 40 iterations of the demo, in the folder that holds its data."""
+    folder = tmp_path_factory.mktemp('run')
+    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 160, '--val', 16, cwd=folder)
+    options = ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3']
+    options += ['default_hooks.checkpoint.interval=1']
+    output = run_tool(
+        'train.py', CONFIG, '--work-dir', 'run', '--cfg-options', *options, cwd=folder
+    )
+    return folder, output
+
+
+def test_loss_falls_and_ap_leaves_zero(trained):
+    folder, _ = trained
+    lines = scalars(folder / 'run')
+    losses = [line['loss'] for line in lines if 'loss' in line]
+    assert len(losses) == 12
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    (metrics,) = [line for line in lines if 'coco/bbox_mAP' in line]
+    assert metrics['coco/bbox_mAP'] > 0.1
+    assert metrics['coco/segm_mAP'] > 0.2
+
+
+def test_saved_weights_give_the_same_metrics_and_outputs(trained):
+    folder, train_output = trained
+    output = run_tool(
+        *('test.py', CONFIG, 'run/epoch_3.pth', '--work-dir', 'tested'),
+        *('--out', 'predictions.pkl', '--show-dir', 'drawn'),
+        cwd=folder,
+    )
+    assert average_precisions(output) == average_precisions(train_output)
+    assert len(average_precisions(output)) == 2
+    predictions = pickle.loads((folder / 'predictions.pkl').read_bytes())
+    assert len(predictions) == 16
+    assert all(p['pred_instances']['bboxes'].shape[1] == 4 for p in predictions)
+    drawn = list((folder / 'tested').glob('*/drawn/*.png'))
+    assert len(drawn) == 16
+    assert cv2.imread(str(drawn[0])).shape == (128, 256, 3)
+
+
+def test_training_resumes_where_it_stopped(trained):
+    folder, _ = trained
+    options = ['train_cfg.max_epochs=4', 'train_cfg.val_interval=10']
+    output = run_tool(
+        *('train.py', CONFIG, '--work-dir', 'run', '--resume', '--cfg-options', *options),
+        cwd=folder,
+    )
+    assert 'resumed epoch: 3, iter: 120' in output
+    steps = [line['step'] for line in scalars(folder / 'run') if 'loss' in line]
+    assert steps == [130, 140, 150, 160]
+    output = run_tool(
+        *('train.py', CONFIG, '--work-dir', 'other', '--resume', 'run/epoch_4.pth'),
+        *('--cfg-options', 'train_cfg.max_epochs=4'),
+        cwd=folder,
+    )
+    assert 'resumed epoch: 4, iter: 160' in output
+
+
+def test_out_must_be_a_pickle(tmp_path):
+    with pytest.raises(AssertionError, match=r'\.pkl'):
+        run_tool('test.py', CONFIG, 'none.pth', '--out', 'predictions.json', cwd=tmp_path)
+
+
+def test_two_processes_train_a_backbone_cut_short(trained, tmp_path):
+    """Under DDP, a parameter without gradient is an error: none may exist."""
+    folder, _ = trained
+    options = [
+        'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.indices=16',
+        'val_dataloader.dataset.indices=2',
+        "model.backbone.out_features=('stage1','stage3')",
+        'model.neck.in_channels=[40,160]',
+        'model.neck.num_outs=2',
+        'model.rpn_head.anchor_generator.strides=[4,16]',
+        'model.roi_head.bbox_roi_extractor.featmap_strides=[4,16]',
+        'model.roi_head.mask_roi_extractor.featmap_strides=[4,16]',
+    ]
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
+    torchrun += ['--master_port', '29751']
+    output = run_tool(
+        *('train.py', CONFIG, '--launcher', 'pytorch', '--work-dir', tmp_path / 'run'),
+        *('--cfg-options', *options),
+        cwd=folder,
+        launcher=torchrun,
+    )
+    assert 'Distributed training: True' in output
+    assert 'Saving checkpoint at 1 epochs' in output
