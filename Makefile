@@ -4,6 +4,8 @@
 
 VENV := .venv
 PYTHON_VENV := $(VENV)/bin/python
+# Without nvcc, mmcv's operators are built for the CPU alone, whatever GPU there is.
+ON_CPU := CUDA_VISIBLE_DEVICES=
 
 .PHONY: help demo test clean
 
@@ -15,12 +17,12 @@ $(VENV)/ready: tools/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pypro
 	touch $@
 
 demo: $(VENV)/ready
-	$(PYTHON_VENV) tools/demo.py
+	$(ON_CPU) $(PYTHON_VENV) tools/demo.py
 
 test: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTHON_VENV) -m pytest
+	$(ON_CPU) $(PYTHON_VENV) -m pytest
 
 clean:
 	rm -rf $(VENV) work_dirs data/shapes
