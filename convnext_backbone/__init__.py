@@ -4,6 +4,7 @@ Importing the package registers ``ConvNextBackbone`` in mmengine's root ``MODELS
 """
 
 from .backbone import ConvNextBackbone
+from .checkpoint import LoadReport, infer_arch, load_checkpoint
 from .encoder import ConvNextEncoder, ConvNextStage
 from .layers import (
     ConvNextDropPath,
@@ -26,7 +27,10 @@ __all__ = [
     'ConvNextLayer',
     'ConvNextLayerNorm',
     'ConvNextStage',
+    'LoadReport',
     'drop_path',
+    'infer_arch',
+    'load_checkpoint',
 ]
 
 allow_mmengine_checkpoints()
