@@ -7,6 +7,7 @@ independent one. A writer takes the tensors of ``ConvNextBackbone`` or ``ConvNex
 from __future__ import annotations
 
 import torch
+from conftest import SMALL, randomize
 from torch import Tensor
 from transformers import (
     ConvNextBackbone,
@@ -16,18 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-TINY = dict(depths=[2, 1, 3, 1], hidden_sizes=[8, 16, 24, 32])
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
-WIDTHS = TINY['hidden_sizes']
-
-
-def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Gives every parameter random values."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return module.eval()
 
 
 def make_reference(version: int = 1, map_norms: bool = False, seed: int = 0) -> PreTrainedModel:
@@ -36,7 +26,7 @@ def make_reference(version: int = 1, map_norms: bool = False, seed: int = 0) -> 
         1: (ConvNextConfig, ConvNextBackbone),
         2: (ConvNextV2Config, ConvNextV2Backbone),
     }[version]
-    reference = randomize(model(config(**TINY, out_features=list(STAGES))), seed)
+    reference = randomize(model(config(**SMALL, out_features=list(STAGES))), seed).eval()
     if not map_norms:
         for norm in reference.hidden_states_norms.values():
             torch.nn.init.ones_(norm.weight)

@@ -5,7 +5,6 @@ import torch
 from checkpoint_files import (
     CASES,
     STAGES,
-    TINY,
     WITH_MAP_NORMS,
     WRITERS,
     make_reference,
@@ -16,13 +15,14 @@ from checkpoint_files import (
     timm,
     write,
 )
+from conftest import SMALL
 
 from convnext_backbone import ConvNextBackbone, infer_arch, load_checkpoint
 
 
 def small(version: int = 1, **args) -> ConvNextBackbone:
     args = dict(out_features=STAGES) | args
-    return ConvNextBackbone(TINY, use_grn=version == 2, **args).eval()
+    return ConvNextBackbone(SMALL, use_grn=version == 2, **args).eval()
 
 
 def assert_same_features(model, reference):
@@ -59,7 +59,7 @@ def test_every_source_loads_by_load_state_dict(name, version):
 def test_the_architecture_is_read_off_every_source(name, version):
     arguments = infer_arch(write(name, make_reference(version).state_dict()))
     scale = 1e-6 if version == 1 else None
-    assert arguments == dict(arch=TINY, use_grn=version == 2, layer_scale_init_value=scale)
+    assert arguments == dict(arch=SMALL, use_grn=version == 2, layer_scale_init_value=scale)
 
 
 @pytest.mark.parametrize(

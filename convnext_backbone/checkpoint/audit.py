@@ -7,17 +7,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .architecture import Architecture, read_architecture
-from .containers import Checkpoint
+from .containers import Checkpoint, CheckpointError
 from .names import listed
 from .report import LoadReport
 from .translate import Translation, translate
 
 _STEM = 'embeddings.patch_embeddings.weight'
 _MAP_NORMS = 'hidden_states_norms.'
-
-
-class CheckpointError(ValueError, RuntimeError):
-    """A checkpoint that does not fit the model; a RuntimeError as well, as torch's own is."""
 
 
 @dataclass
@@ -55,8 +51,8 @@ def match(
 
     Raises:
         CheckpointError: If a tensor of the model has another shape in the checkpoint or, map norms
-            apart, none, or if the checkpoint has blocks or parts of blocks that the model has not.
-        ValueError: If no ConvNeXt, or no single one, is found.
+            apart, none, if the checkpoint has blocks or parts of blocks that the model has not, or
+            if no ConvNeXt, or no single one, is found.
     """
     found = translate(checkpoint, prefix)
     report = LoadReport(

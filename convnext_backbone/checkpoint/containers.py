@@ -10,6 +10,10 @@ from torch import Tensor
 from .formats import CONTAINERS
 
 
+class CheckpointError(ValueError, RuntimeError):
+    """What a checkpoint holds is of no use; a RuntimeError as well, as torch's own errors are."""
+
+
 @dataclass
 class Checkpoint:
     """Tensors by name, and where they were found.
@@ -34,10 +38,10 @@ def unwrap(content: object, source: str = 'a state dict', container: str = 'dict
         container: What it was stored in.
 
     Raises:
-        ValueError: If there is no state dict in it, or an empty one.
+        CheckpointError: If there is no state dict in it, or an empty one.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(
+        raise CheckpointError(
             f'{source} holds a {type(content).__name__}, not a state dict: '
             'save model.state_dict(), bare or under a key such as state_dict or model'
         )
@@ -52,7 +56,7 @@ def unwrap(content: object, source: str = 'a state dict', container: str = 'dict
     }
     if not tensors:
         found = f'only {", ".join(map(repr, list(content)[:5]))}' if content else 'nothing'
-        raise ValueError(
+        raise CheckpointError(
             f'{source} ({container}) holds no tensors, {found}: a state dict is looked for '
             f'at the top and under {", ".join(CONTAINERS)}'
         )

@@ -10,8 +10,8 @@ from mmengine.model import PretrainedInit, is_model_wrapper, update_init_info
 from torch import Tensor, nn
 
 from .architecture import read_architecture
-from .audit import CheckpointError, Target, match
-from .containers import Checkpoint, unwrap
+from .audit import Target, match
+from .containers import Checkpoint, CheckpointError, unwrap
 from .names import listed
 from .report import LoadReport
 from .sources import read_checkpoint
@@ -39,8 +39,7 @@ def load_checkpoint(
 
     Raises:
         ValueError: If the source is no readable checkpoint, needs code to be run, holds no
-            ConvNeXt, or one that does not fit: another shape, missing or surplus blocks. What does
-            not fit is a RuntimeError as well, as from :meth:`torch.nn.Module.load_state_dict`.
+            ConvNeXt, or one that does not fit: another shape, missing or surplus blocks.
         FileNotFoundError: If the source, or a part of it, does not exist.
         TypeError: If the model or the source is of another type.
         ImportError: If the source needs a library that is not installed.
@@ -102,7 +101,7 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
     stay, and are for the caller's ``strict`` to judge; what is left out on purpose goes.
 
     Raises:
-        ValueError: As :func:`load_checkpoint`.
+        CheckpointError: If the model cannot be given all it needs.
     """
     beneath = {
         name.removeprefix(prefix): tensor

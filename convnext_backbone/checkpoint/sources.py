@@ -99,8 +99,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _read_torch(path: Path) -> object:
     try:
         # Training scripts keep their arguments beside the weights; a namespace runs no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open('rb') as file:
+            return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
         what = f'build or run {culprit[1]}' if culprit else 'do more than build tensors'

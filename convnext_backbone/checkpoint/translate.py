@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .containers import Checkpoint
+from .containers import Checkpoint, CheckpointError
 from .formats import FORMATS, IGNORED, NATIVE, PREFERRED_PREFIXES, WRITABLE
 from .layouts import from_native, is_depthwise, to_native
 from .names import Name, find_prefix, listed, parse_name, write_name
@@ -41,7 +41,7 @@ class Translation:
         """Takes one recognised tensor in."""
         native = name.native
         if native in self.names:
-            raise ValueError(
+            raise CheckpointError(
                 f'{self.names[native]!r} and {source_name!r} of the checkpoint both are {native}: '
                 'remove one of them'
             )
@@ -60,8 +60,8 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
             all names.
 
     Raises:
-        ValueError: If nothing stands beneath ``prefix``, if no ConvNeXt is found, if several are
-            and none is to be preferred, or if two names mean the same tensor.
+        CheckpointError: If nothing stands beneath ``prefix``, if no ConvNeXt is found, if several
+            are and none is to be preferred, or if two names mean the same tensor.
     """
     given = f'{prefix.rstrip(".")}.' if prefix else ''
     tensors = {
@@ -71,7 +71,7 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
     }
     if not tensors:
         tops = sorted({name.partition('.')[0] for name in checkpoint.tensors})
-        raise ValueError(
+        raise CheckpointError(
             f'{checkpoint.source} holds nothing beneath the prefix {given!r}: '
             f'its names begin with {listed(tops)}'
         )
@@ -142,7 +142,7 @@ def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
     # Other networks share some of the names, none the depthwise convolutions beneath them.
     found = {which: count for which, count in counts.items() if which in convolutions}
     if not found:
-        raise ValueError(
+        raise CheckpointError(
             f'no ConvNeXt in {source}: none of the known namings ({", ".join(FORMATS)}) fits its '
             f'{len(tensors)} names, {listed(list(tensors))}'
         )
@@ -157,7 +157,7 @@ def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
         if len(preferred) == 1:
             return formats[preferred[0]], preferred[0]
     if len(formats) > 1:
-        raise ValueError(
+        raise CheckpointError(
             f'{source} holds several ConvNeXts, beneath {listed(sorted(formats))}: '
             'name one by prefix=...'
         )
