@@ -303,7 +303,9 @@ def test_inferred_arguments_build_the_model_of_the_checkpoint():
     ]
     for args in odd:
         state_dict = abstract(**args).state_dict()
-        built = abstract(**infer_arch(state_dict)).state_dict()
+        inferred = infer_arch(state_dict)
+        assert inferred['arch'] == args['arch']
+        built = abstract(**inferred).state_dict()
         assert {k: v.shape for k, v in built.items()} == {k: v.shape for k, v in state_dict.items()}
 
 

@@ -13,6 +13,7 @@ from checkpoint_files import (
     noise,
     openmmlab_segmenter,
     timm,
+    torchvision,
     write,
 )
 from conftest import SMALL
@@ -188,6 +189,8 @@ def test_a_lone_norm3_is_a_classifiers_unless_a_dense_model_stands_around_it():
     assert torch.equal(
         model.hidden_states_norms['stage4'].bias, hf['hidden_states_norms.stage4.bias']
     )
+    # Beneath the prefix nothing shows a dense model, but norm3 does not stand alone.
+    assert load_checkpoint(small(), openmmlab_segmenter(hf), prefix='backbone').missing == []
 
 
 def test_norms_of_some_maps_leave_the_others_fresh():
@@ -213,3 +216,11 @@ def test_two_names_of_one_tensor_are_refused():
     state_dict['stem.0.kernel'] = state_dict['stem.0.weight']
     with pytest.raises(ValueError, match=r'stem\.0\.weight.*stem\.0\.kernel.*patch_embeddings'):
         load_checkpoint(small(), state_dict)
+
+
+def test_numbers_that_no_stage_has_are_not_read_as_one():
+    state_dict = torchvision(make_reference().state_dict())
+    # Blocks stand at odd numbers, a downsampling at even ones.
+    state_dict['features.2.0.block.0.weight'] = noise(8, 1, 7, 7)
+    report = load_checkpoint(small(), state_dict)
+    assert report.unexpected == ['features.2.0.block.0.weight']
