@@ -177,6 +177,8 @@ def test_a_lone_norm3_is_a_classifiers_unless_a_dense_model_stands_around_it():
         mmpretrain(hf),
         alone,
         {k.removeprefix('backbone.'): v for k, v in alone.items()},
+        alone | {'head.layers.0.fc.weight': noise(5, 32)},
+        mmpretrain(hf) | {'teacher.conv.weight': noise(5, 32)},
     )
     for state_dict in classifiers:
         report = load_checkpoint(model, state_dict)

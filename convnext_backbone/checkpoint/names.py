@@ -68,10 +68,15 @@ def write_name(name: Name, target: Format) -> str | None:
     return f'{spelled}.{"weight" if name.leaf == "kernel" else name.leaf}'
 
 
-def find_prefix(name: str, source: Format) -> str | None:
-    """What precedes a tensor of the stem or the stages in ``name``; None if ``name`` is none."""
+def find_name(name: str, source: Format) -> tuple[str, Name] | None:
+    """Reads a name of the stem or the stages beneath any prefix; None if it is not one.
+
+    Returns:
+        The prefix, '' or ending in a dot, and the name beneath it.
+    """
     match = _anywhere(source).fullmatch(name)
-    return None if match is None else match['prefix']
+    found = match and parse_name(name.removeprefix(match['prefix']), source)
+    return None if found is None else (match['prefix'], found)
 
 
 def listed(names: list[str], limit: int = 5) -> str:

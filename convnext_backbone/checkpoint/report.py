@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mmengine.logging import print_log
 
 from .formats import FORMATS
+from .names import listed
 
 
 @dataclass
@@ -68,7 +69,7 @@ class LoadReport:
             reasons = ', '.join(f'{reason} ({count})' for reason, count in counts.items())
             lines.append(f'  ignored on purpose: {reasons}')
         if self.unexpected:
-            lines.append(f'  unexpected, not loaded: {", ".join(self.unexpected)}')
+            lines.append(f'  unexpected, not loaded: {listed(self.unexpected)}')
         return '\n'.join(lines)
 
     def log(self) -> None:

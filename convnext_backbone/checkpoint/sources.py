@@ -103,10 +103,14 @@ def _read_torch(path: Path) -> object:
             return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
-        what = f'build or run {culprit[1]}' if culprit else 'do more than build tensors'
+        if culprit is None:
+            raise ValueError(
+                f'{path} was not loaded: it is damaged, or a pickle of more than tensors'
+            ) from error
         raise ValueError(
-            f'{path} was not loaded: unpickling it would {what}, which could run any code. If you '
-            'trust the file, load it yourself once and save its state dict alone'
+            f'{path} was not loaded: unpickling it would build or run {culprit[1]}, which could '
+            'run any code. If you trust the file, load it yourself once and save its state dict '
+            'alone'
         ) from error
     # Damaged bytes make the unpickler fail in any way.
     except Exception as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .containers import Checkpoint, CheckpointError
 from .formats import FORMATS, IGNORED, NATIVE, PREFERRED_PREFIXES, WRITABLE
 from .layouts import from_native, is_depthwise, to_native
-from .names import Name, find_prefix, listed, parse_name, write_name
+from .names import Name, find_name, listed, parse_name, write_name
 
 
 @dataclass
@@ -81,6 +81,7 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
     outer = inner.removesuffix('.').rpartition('.')[0]
     outer = f'{outer}.' if outer else ''
     names: dict[str, Name] = {}
+    is_dense = False
     for source_name in tensors:
         inside = source_name.startswith(inner)
         rest = source_name.removeprefix(inner if inside else outer)
@@ -93,8 +94,10 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
             result.unexpected.append(given + source_name)
         else:
             result.ignored[given + source_name] = f'outside of {result.prefix!r}'
-    if FORMATS[format_key].lone_norm_is_final:
-        names = _reclaim_final_norm(names, is_whole=inner != '' and len(names) < len(tensors))
+            is_dense = True
+    is_dense &= all(name.part != 'head' for name in names.values())
+    if FORMATS[format_key].lone_norm_is_final and not is_dense:
+        names = _reclaim_final_norm(names)
     for source_name, name in names.items():
         result.add(given + source_name, name, tensors[source_name])
     return result
@@ -132,11 +135,11 @@ def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
     convolutions = set()
     for key, candidate in FORMATS.items():
         for source_name, tensor in tensors.items():
-            prefix = find_prefix(source_name, candidate)
-            if prefix is None:
+            place = find_name(source_name, candidate)
+            if place is None:
                 continue
+            prefix, name = place
             counts[key, prefix] += 1
-            name = parse_name(source_name.removeprefix(prefix), candidate)
             if name.part == 'dwconv' and is_depthwise(to_native(name, tensor)):
                 convolutions.add((key, prefix))
     # Other networks share some of the names, none the depthwise convolutions beneath them.
@@ -169,21 +172,18 @@ def _reason_to_ignore(name: str) -> str | None:
     return next((reason for pattern, reason in IGNORED.items() if re.match(pattern, name)), None)
 
 
-def _reclaim_final_norm(names: dict[str, Name], is_whole: bool) -> dict[str, Name]:
+def _reclaim_final_norm(names: dict[str, Name]) -> dict[str, Name]:
     """Takes a lone map norm of the last stage for the final norm of a classifier.
 
     OpenMMLab's classifiers pool before their last norm but call it ``norm3``, as their detectors
-    call a norm of a map. Alone it is the classifier's, unless a whole model without a classifier's
-    head stands around the backbone.
+    call a norm of a map. It is the classifier's if it stands alone, and if no neck or dense head
+    stands around the backbone.
     """
     last_stage = max(name.stage for name in names.values() if name.part == 'dwconv')
-    stages = {name.stage for name in names.values() if name.part == 'map_norm'}
-    has_head = any(name.part == 'head' for name in names.values())
-    if stages != {last_stage} or (is_whole and not has_head):
+    if {name.stage for name in names.values() if name.part == 'map_norm'} != {last_stage}:
         return names
+    final = dict(part='final_norm', stage=None)
     return {
-        source_name: name._replace(part='final_norm', stage=None)
-        if name.part == 'map_norm'
-        else name
+        source_name: name._replace(**final) if name.part == 'map_norm' else name
         for source_name, name in names.items()
     }
