@@ -7,13 +7,12 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 
-# Names are read as they stand in Hugging Face's file, beneath the prefix of its classifier.
 checkpoint = 'https://huggingface.co/facebook/convnext-tiny-224/resolve/main/pytorch_model.bin'
 model = dict(
     backbone=dict(
         drop_path_rate=0.4,
         layer_scale_init_value=1.0,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='convnext.'),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
     ),
 )
 
