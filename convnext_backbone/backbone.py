@@ -15,6 +15,7 @@ from .arch import resolve_arch
 from .encoder import ConvNextEncoder
 from .layers import ConvNextEmbeddings, ConvNextLayerNorm
 from .out_features import resolve_out_features
+from .trunk import check_images, init_weights
 
 
 @dataclass
@@ -93,9 +94,8 @@ class ConvNextBackbone(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        architecture = resolve_arch(arch)
+        architecture = resolve_arch(arch, use_grn)
         depths, hidden_sizes = architecture.depths, architecture.hidden_sizes
-        use_grn = architecture.use_grn if use_grn is None else use_grn
 
         self.stage_names = ('stem', *(f'stage{i + 1}' for i in range(len(depths))))
         self.num_features = [hidden_sizes[0], *hidden_sizes]
@@ -118,8 +118,8 @@ class ConvNextBackbone(BaseModule):
             drop_path_rate=drop_path_rate,
             num_stages=picks[-1],
             hidden_act=hidden_act,
-            use_grn=use_grn,
-            layer_scale_init_value=None if use_grn else layer_scale_init_value,
+            use_grn=architecture.use_grn,
+            layer_scale_init_value=None if architecture.use_grn else layer_scale_init_value,
             with_cp=with_cp,
         )
         self.hidden_states_norms = nn.ModuleDict(
@@ -128,7 +128,7 @@ class ConvNextBackbone(BaseModule):
                 for name, channels in zip(self.out_features, self.channels, strict=True)
             }
         )
-        self.apply(_init_weights)
+        self.apply(init_weights)
         self._freeze_stages()
 
     def forward(
@@ -152,7 +152,7 @@ class ConvNextBackbone(BaseModule):
                 allowed, or if hidden states are asked for without ``return_dict=True``.
             TypeError: If the images are no tensor of real floating-point numbers.
         """
-        self._check_images(pixel_values)
+        check_images(pixel_values, self.strides[-1], self.out_features[-1])
         if output_hidden_states and not return_dict:
             raise ValueError('output_hidden_states=True needs return_dict=True to return them')
         hidden_states = self.encoder(self.embeddings(pixel_values), output_hidden_states=True)
@@ -173,27 +173,6 @@ class ConvNextBackbone(BaseModule):
         super().train(mode)
         self._freeze_stages()
         return self
-
-    def _check_images(self, pixel_values: Tensor) -> None:
-        if not isinstance(pixel_values, Tensor):
-            raise TypeError(f'the images must be a tensor, got {type(pixel_values).__name__}')
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                'the images must be a 4-D tensor (N, C, H, W), '
-                f'got shape {tuple(pixel_values.shape)}'
-            )
-        if not pixel_values.is_floating_point():
-            raise TypeError(
-                f'the images must be floating point, got {pixel_values.dtype}: '
-                'convert and normalise them first'
-            )
-        height, width = pixel_values.shape[2:]
-        smallest = self.strides[-1]
-        if min(height, width) < smallest:
-            raise ValueError(
-                f'images of {height}x{width} are too small for {self.out_features[-1]}, whose '
-                f'stride is {smallest}: the smallest size that works is {smallest}x{smallest}'
-            )
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
@@ -238,10 +217,3 @@ class ConvNextBackbone(BaseModule):
             and not p.is_contiguous()
             for p in self.parameters()
         )
-
-
-def _init_weights(module: nn.Module) -> None:
-    """The official initialisation; norms, GRN and layer scale start as they are built."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
