@@ -1,27 +1,28 @@
-# make demo   train, evaluate and draw a Mask R-CNN on generated shapes
-# make test   run all tests
-# Both set the environment up first; that takes minutes once and nothing afterwards.
+# make demo   trains, evaluates and draws a Mask R-CNN on generated shapes
+# make test   lint and all tests
+# Both set the environment up first: minutes once, nothing afterwards.
 
 VENV := .venv
-PYTHON_BIN := $(VENV)/bin/python
+PYTHON_VENV := $(VENV)/bin/python
+# Without nvcc, mmcv's operators are built for the CPU alone, whatever GPU there is.
+ON_CPU := CUDA_VISIBLE_DEVICES=
 
-.PHONY: demo test lint clean
-.DEFAULT_GOAL := help
+.PHONY: help demo test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-$(VENV)/ready: tools/setup_env.sh requirements/build.txt requirements/dev.txt requirements/constraints.txt setup.cfg pyproject.toml
+$(VENV)/ready: tools/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pyproject.toml
 	tools/setup_env.sh $(VENV)
 	touch $@
 
 demo: $(VENV)/ready
-	$(PYTHON_BIN) tools/demo.py --work-dir work_dirs/demo
+	$(ON_CPU) $(PYTHON_VENV) tools/demo.py
 
 test: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTHON_BIN) -m pytest
+	$(ON_CPU) $(PYTHON_VENV) -m pytest
 
 clean:
-	rm -rf $(VENV) work_dirs
+	rm -rf $(VENV) work_dirs data/shapes

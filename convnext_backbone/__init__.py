@@ -6,6 +6,7 @@ classifiers needs is registered by importing ``convnext_backbone.classification`
 """
 
 from .backbone import ConvNextBackbone
+from .checkpoint import LoadReport, infer_arch, load_checkpoint
 from .classifier import ConvNextForImageClassification
 from .encoder import ConvNextEncoder, ConvNextStage
 from .layers import (
@@ -32,7 +33,10 @@ __all__ = [
     'ConvNextLayerNorm',
     'ConvNextModel',
     'ConvNextStage',
+    'LoadReport',
     'drop_path',
+    'infer_arch',
+    'load_checkpoint',
 ]
 
 allow_mmengine_checkpoints()

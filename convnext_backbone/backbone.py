@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .arch import resolve_arch
+from .checkpoint import AnyPretrainedInit, Architecture, Target, adopt_state_dict
 from .encoder import ConvNextEncoder
 from .layers import ConvNextEmbeddings, ConvNextLayerNorm
 from .out_features import resolve_out_features
@@ -38,8 +39,9 @@ class ConvNextBackbone(BaseModule):
 
     Every map has a channels-first norm of its own and leaves contiguous in NCHW. Stages deeper than
     the deepest one asked for are not built. State-dict names are those of Hugging Face's
-    ``ConvNextBackbone`` and ``ConvNextV2Backbone``; of their tensors, those of stages and norms
-    that this backbone leaves out are passed over when loading.
+    ``ConvNextBackbone`` and ``ConvNextV2Backbone``, but tensors are loaded by any naming of
+    :data:`convnext_backbone.checkpoint.formats.FORMATS`; of them, those of stages and norms that
+    this backbone leaves out are passed over. Stem and stages are loaded as a whole or not at all.
 
     Args:
         arch: A name of :data:`convnext_backbone.arch.ARCHS` (``'atto'`` ... ``'xlarge'``,
@@ -61,9 +63,13 @@ class ConvNextBackbone(BaseModule):
             no gradients, and eval mode whatever ``train()`` says. Map norms stay trainable.
         with_cp: Whether each block recomputes its activations in the backward pass instead of
             keeping them. Default: False.
-        init_cfg: As everywhere in mmengine, such as ``dict(type='Pretrained', checkpoint=...)``.
-            Default: None, which leaves the paper's initialisation: convolutions and linear layers
-            from a truncated normal of deviation 0.02, biases 0, norms 1.
+        adapt_stem: Whether a checkpoint of RGB images may be loaded with other ``num_channels``:
+            the stem's weights are summed for one channel, for more they are tiled and scaled by
+            3 / num_channels. Default: False, which makes it an error.
+        init_cfg: As everywhere in mmengine; ``dict(type='Pretrained', checkpoint=..., prefix=...)``
+            takes all that :func:`convnext_backbone.load_checkpoint` does. Default: None, which
+            leaves the paper's initialisation: convolutions and linear layers from a truncated
+            normal of deviation 0.02, biases 0, norms 1.
 
     Attributes:
         stage_names: ``('stem', 'stage1', ..., 'stageN')`` of the architecture.
@@ -91,11 +97,16 @@ class ConvNextBackbone(BaseModule):
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        adapt_stem: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         architecture = resolve_arch(arch, use_grn)
         depths, hidden_sizes = architecture.depths, architecture.hidden_sizes
+        if architecture.use_grn:
+            layer_scale_init_value = None
+        self.architecture = Architecture(architecture, has_layer_scale=bool(layer_scale_init_value))
+        self.adapt_stem = adapt_stem
 
         self.stage_names = ('stem', *(f'stage{i + 1}' for i in range(len(depths))))
         self.num_features = [hidden_sizes[0], *hidden_sizes]
@@ -119,7 +130,7 @@ class ConvNextBackbone(BaseModule):
             num_stages=picks[-1],
             hidden_act=hidden_act,
             use_grn=architecture.use_grn,
-            layer_scale_init_value=None if architecture.use_grn else layer_scale_init_value,
+            layer_scale_init_value=layer_scale_init_value,
             with_cp=with_cp,
         )
         self.hidden_states_norms = nn.ModuleDict(
@@ -174,6 +185,44 @@ class ConvNextBackbone(BaseModule):
         self._freeze_stages()
         return self
 
+    def init_weights(self) -> None:
+        """Initialises as ``init_cfg`` says, ``Pretrained`` entries last.
+
+        Raises:
+            ValueError, FileNotFoundError, TypeError, ImportError, OSError: As
+                :func:`convnext_backbone.load_checkpoint`, for ``Pretrained`` entries.
+        """
+        init_cfg = self.init_cfg
+        entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+        kinds = ('Pretrained', PretrainedInit)
+        self.init_cfg = [entry for entry in entries if entry['type'] not in kinds]
+        self.init_cfg += [
+            {**entry, 'type': AnyPretrainedInit} for entry in entries if entry['type'] in kinds
+        ]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+
+    def checkpoint_target(self) -> Target:
+        """What the loading of checkpoints needs to know of the model."""
+        left_out = {
+            f'encoder.stages.{i}.': 'deeper stages'
+            for i in range(len(self.encoder.stages), len(self.stage_names) - 1)
+        }
+        left_out |= {
+            f'hidden_states_norms.{name}.': 'norms of maps not asked for'
+            for name in self.stage_names
+            if name not in self.out_features
+        }
+        return Target(
+            name=type(self).__name__,
+            architecture=self.architecture,
+            tensors=self.state_dict(),
+            left_out={**left_out, 'layernorm.': 'final norm', 'classifier.': 'head'},
+            adapt_stem=self.adapt_stem,
+        )
+
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
@@ -181,18 +230,8 @@ class ConvNextBackbone(BaseModule):
             module.eval().requires_grad_(False)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        """Passes over the tensors of stages and norms that the architecture has and this lacks."""
-        left_out = [
-            f'{prefix}encoder.stages.{i}.'
-            for i in range(len(self.encoder.stages), len(self.stage_names) - 1)
-        ]
-        left_out += [
-            f'{prefix}hidden_states_norms.{name}.'
-            for name in self.stage_names
-            if name not in self.out_features
-        ]
-        for key in [key for key in state_dict if key.startswith(tuple(left_out))]:
-            del state_dict[key]
+        """Translates foreign names and refuses what does not fit, before anything is copied."""
+        adopt_state_dict(self.checkpoint_target(), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> ConvNextBackbone:

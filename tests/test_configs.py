@@ -1,6 +1,7 @@
-"""Every config builds through mmdet, trains a step and predicts; RoIAlign gets what it can read."""
+"""Every detector config builds through mmdet, trains a step and predicts; RoIAlign gets what it can read."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,20 @@ from mmengine.optim import build_optim_wrapper
 
 from convnext_backbone import ConvNextBackbone
 
-CONFIGS = sorted((REPO / 'configs').glob('[!_]*/*.py'))
 DEMO = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
+CONFIGS = [DEMO, *sorted((REPO / 'configs/detection').glob('*.py'))]
 
 
 @pytest.fixture(autouse=True, scope='module')
 def _mmdet_scope():
     register_all_modules()
+
+
+def readme_block(marker: str) -> str:
+    """The README's Python example that holds ``marker``."""
+    blocks = re.findall(r'```python\n(.*?)```', (REPO / 'README.md').read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if marker in block]
+    return block
 
 
 def build(path: Path) -> tuple[torch.nn.Module, dict]:
@@ -71,6 +79,24 @@ def test_optimizer_of_config_decays_no_one_dimensional_parameter(path):
     decays = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     for name, parameter in model.named_parameters():
         assert (decays[parameter] == 0) == (parameter.ndim == 1), name
+
+
+def test_config_of_the_readme_builds(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(readme_block('custom_imports'))
+    model, inputs = build(path)
+    assert model.backbone.channels == [96, 192, 384, 768]
+    losses = model(**model.data_preprocessor(inputs, training=True), mode='loss')
+    assert torch.isfinite(model.parse_losses(losses)[0])
+
+
+def test_plain_pytorch_of_the_readme_gives_what_it_says():
+    block = readme_block('import torch')
+    code, shapes, attributes = block[: block.index('[tuple')], *re.findall(r'  # (.*)', block)
+    names = {}
+    exec(code, names)
+    assert [tuple(m.shape) for m in names['maps']] == eval(shapes)
+    assert (names['backbone'].channels, names['backbone'].strides) == eval(attributes)
 
 
 def roi_features(model, images, rois):

@@ -59,6 +59,7 @@ def draw_predictions(runner: Runner, path: Path, count: int = 8, score_thr: floa
         sample.pred_instances = _enlarge(sample.pred_instances, factor)
         visualizer.add_datasample(sample.img_path, image, sample, pred_score_thr=score_thr)
         axis.imshow(visualizer.get_image())
+        axis.axvline(image.shape[1], color='white')
         axis.set_title(f'{Path(sample.img_path).name}: ground truth | prediction', fontsize=10)
         axis.axis('off')
     figure.savefig(path, dpi=120)

@@ -9,7 +9,7 @@ log=$venv/mmcv-build.log
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '\n== %s\n' "$*"; }
-pip_install() { "$venv/bin/python" -m pip install -q -c requirements/constraints.txt "$@"; }
+pip_install() { "$venv/bin/python" -m pip install -c requirements/constraints.txt "$@"; }
 
 # One detection operator on its two inputs: fails when mmcv was built against another torch.
 operators_work() {
@@ -30,7 +30,7 @@ build_mmcv() {
         sleep 1
         seconds=$((seconds + 1))
         if ((seconds % 30 == 0)); then
-            echo "   ${seconds} s, file $(grep -oE '^ *\[[0-9]+/[0-9]+\]' "$log" | tail -n 1 | tr -d ' ')"
+            echo "   ${seconds} s $(grep -oE '\[[0-9]+/[0-9]+\]' "$log" | tail -n 1)"
         fi
     done
     wait "$build" || { tail -n 40 "$log"; echo "mmcv did not build; all of its output: $log" >&2; exit 1; }
@@ -44,7 +44,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 say 'Installing PyTorch and the build tools'
-pip_install -r requirements/build.txt
+pip_install -q -r requirements/build.txt
 
 : >"$log"
 if ! operators_work; then
@@ -59,9 +59,9 @@ if ! operators_work; then
 fi
 
 say 'Installing mmdet, the test tools and this package'
-pip_install --no-build-isolation -r requirements/dev.txt -e .
+pip_install -q --no-build-isolation -r requirements/dev.txt -e .
 
 # A slim system has no libGL: the same OpenCV without windows takes its place.
 "$venv/bin/python" -c 'import cv2' 2>/dev/null ||
-    pip_install --force-reinstall --no-deps opencv-python-headless
+    pip_install -q --force-reinstall --no-deps opencv-python-headless
 say "The environment stands in $venv"

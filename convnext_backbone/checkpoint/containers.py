@@ -1,0 +1,63 @@
+"""The state dict inside of what a checkpoint file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .formats import CONTAINERS
+
+
+class CheckpointError(ValueError, RuntimeError):
+    """What a checkpoint holds is of no use; a RuntimeError as well, as torch's own errors are."""
+
+
+@dataclass
+class Checkpoint:
+    """Tensors by name, and where they were found.
+
+    Attributes:
+        tensors: The plain state dict.
+        source: The path or address it came from, or ``'a state dict'``.
+        container: What wraps it, such as ``"torch file, key 'model'"`` or ``'safetensors'``.
+    """
+
+    tensors: dict[str, Tensor]
+    source: str
+    container: str
+
+
+def unwrap(content: object, source: str = 'a state dict', container: str = 'dict') -> Checkpoint:
+    """Finds the state dict in a loaded object.
+
+    Args:
+        content: A state dict, or dicts that hold one under one of the known keys, at any depth.
+        source: Where the content came from.
+        container: What it was stored in.
+
+    Raises:
+        CheckpointError: If there is no state dict in it, or an empty one.
+    """
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f'{source} holds a {type(content).__name__}, not a state dict: '
+            'save model.state_dict(), bare or under a key such as state_dict or model'
+        )
+    keys = [key for key in CONTAINERS if isinstance(content.get(key), Mapping) and content[key]]
+    if keys:
+        beside = f' (beside {", ".join(keys[1:])})' if len(keys) > 1 else ''
+        return unwrap(content[keys[0]], source, f'{container}, key {keys[0]!r}{beside}')
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in content.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
+    if not tensors:
+        found = f'only {", ".join(map(repr, list(content)[:5]))}' if content else 'nothing'
+        raise CheckpointError(
+            f'{source} ({container}) holds no tensors, {found}: a state dict is looked for '
+            f'at the top and under {", ".join(CONTAINERS)}'
+        )
+    return Checkpoint(tensors, source, container)

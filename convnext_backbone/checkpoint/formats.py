@@ -1,0 +1,182 @@
+"""Where each source of ConvNeXt checkpoints keeps its tensors: the one table of name rules.
+
+A format maps the parts of a ConvNeXt to templates of names beneath the model's own prefix. A part
+is a module with a weight and a bias, or one of ``PARAMETERS``. In a template ``{i}`` is the stage
+counted from 0, ``{n}`` the same from 1, ``{even}`` and ``{odd}`` are 2i and 2i + 1, and ``{j}`` is
+the block. Of two templates that fit a name, the first one counts. A new format is a new entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Parts that are a tensor of their own, without a weight and a bias beneath.
+PARAMETERS = ('layer_scale', 'grn_weight', 'grn_bias')
+
+# Parts beside the stem and the stages.
+NORMS_AND_HEAD = ('stem_map_norm', 'map_norm', 'final_norm', 'head')
+
+
+@dataclass(frozen=True, eq=False)
+class Format:
+    """One naming.
+
+    Attributes:
+        title: Whose naming it is, for people.
+        parts: Template of every part that the format has.
+        flat_grn: Whether the parameters of GRN are stored as ``(4C,)``, not ``(1, 1, 1, 4C)``.
+        lone_norm_is_final: Whether a classifier's final norm goes by the last map norm's name.
+    """
+
+    title: str
+    parts: Mapping[str, str]
+    flat_grn: bool = False
+    lone_norm_is_final: bool = False
+
+
+_HF = {
+    'stem_conv': 'embeddings.patch_embeddings',
+    'stem_norm': 'embeddings.layernorm',
+    'down_norm': 'encoder.stages.{i}.downsampling_layer.0',
+    'down_conv': 'encoder.stages.{i}.downsampling_layer.1',
+    'dwconv': 'encoder.stages.{i}.layers.{j}.dwconv',
+    'norm': 'encoder.stages.{i}.layers.{j}.layernorm',
+    'pwconv1': 'encoder.stages.{i}.layers.{j}.pwconv1',
+    'pwconv2': 'encoder.stages.{i}.layers.{j}.pwconv2',
+    'layer_scale': 'encoder.stages.{i}.layers.{j}.layer_scale_parameter',
+    'grn_weight': 'encoder.stages.{i}.layers.{j}.grn.weight',
+    'grn_bias': 'encoder.stages.{i}.layers.{j}.grn.bias',
+    'stem_map_norm': 'hidden_states_norms.stem',
+    'map_norm': 'hidden_states_norms.stage{n}',
+    'final_norm': 'layernorm',
+    'head': 'classifier',
+}
+
+_META = {
+    'stem_conv': 'downsample_layers.0.0',
+    'stem_norm': 'downsample_layers.0.1',
+    'down_norm': 'downsample_layers.{i}.0',
+    'down_conv': 'downsample_layers.{i}.1',
+    'dwconv': 'stages.{i}.{j}.dwconv',
+    'norm': 'stages.{i}.{j}.norm',
+    'pwconv1': 'stages.{i}.{j}.pwconv1',
+    'pwconv2': 'stages.{i}.{j}.pwconv2',
+    'layer_scale': 'stages.{i}.{j}.gamma',
+    'grn_weight': 'stages.{i}.{j}.grn.gamma',
+    'grn_bias': 'stages.{i}.{j}.grn.beta',
+    'map_norm': 'norm{i}',
+    'final_norm': 'norm',
+    'head': 'head',
+}
+
+# The sparse encoder keeps norms and linear layers one level deeper.
+_FCMAE = {
+    **_META,
+    'down_norm': 'downsample_layers.{i}.0.ln',
+    'norm': 'stages.{i}.{j}.norm.ln',
+    'pwconv1': 'stages.{i}.{j}.pwconv1.linear',
+    'pwconv2': 'stages.{i}.{j}.pwconv2.linear',
+}
+
+_TIMM = {
+    'stem_conv': 'stem.0',
+    'stem_norm': 'stem.1',
+    'down_norm': 'stages.{i}.downsample.0',
+    'down_conv': 'stages.{i}.downsample.1',
+    'dwconv': 'stages.{i}.blocks.{j}.conv_dw',
+    'norm': 'stages.{i}.blocks.{j}.norm',
+    'pwconv1': 'stages.{i}.blocks.{j}.mlp.fc1',
+    'pwconv2': 'stages.{i}.blocks.{j}.mlp.fc2',
+    'layer_scale': 'stages.{i}.blocks.{j}.gamma',
+    'grn_weight': 'stages.{i}.blocks.{j}.mlp.grn.weight',
+    'grn_bias': 'stages.{i}.blocks.{j}.mlp.grn.bias',
+    'final_norm': 'head.norm',
+    'head': 'head.fc',
+}
+
+# features_only=True flattens the outermost level.
+_TIMM_FEATURES = {
+    part: template.replace('stem.', 'stem_').replace('stages.', 'stages_')
+    for part, template in _TIMM.items()
+    if part not in NORMS_AND_HEAD
+}
+
+_TORCHVISION = {
+    'stem_conv': 'features.0.0',
+    'stem_norm': 'features.0.1',
+    'down_norm': 'features.{even}.0',
+    'down_conv': 'features.{even}.1',
+    'dwconv': 'features.{odd}.{j}.block.0',
+    'norm': 'features.{odd}.{j}.block.2',
+    'pwconv1': 'features.{odd}.{j}.block.3',
+    'pwconv2': 'features.{odd}.{j}.block.5',
+    'layer_scale': 'features.{odd}.{j}.layer_scale',
+    'final_norm': 'classifier.0',
+    'head': 'classifier.2',
+}
+
+_MMPRETRAIN = {
+    **_META,
+    'dwconv': 'stages.{i}.{j}.depthwise_conv',
+    'pwconv1': 'stages.{i}.{j}.pointwise_conv1',
+    'pwconv2': 'stages.{i}.{j}.pointwise_conv2',
+    'head': 'head.fc',
+}
+del _MMPRETRAIN['final_norm']
+
+_HF_DINOV3 = {
+    'stem_conv': 'stages.0.downsample_layers.0',
+    'stem_norm': 'stages.0.downsample_layers.1',
+    'down_norm': 'stages.{i}.downsample_layers.0',
+    'down_conv': 'stages.{i}.downsample_layers.1',
+    'dwconv': 'stages.{i}.layers.{j}.depthwise_conv',
+    'norm': 'stages.{i}.layers.{j}.layer_norm',
+    'pwconv1': 'stages.{i}.layers.{j}.pointwise_conv1',
+    'pwconv2': 'stages.{i}.layers.{j}.pointwise_conv2',
+    'layer_scale': 'stages.{i}.layers.{j}.gamma',
+    'final_norm': 'layer_norm',
+}
+
+FORMATS = {
+    'hf': Format('Hugging Face ConvNext / ConvNextV2', _HF),
+    'meta': Format('Meta (V1, V2, DINOv3, EUPE)', _META),
+    'fcmae': Format('Meta V2 FCMAE pre-training', _FCMAE),
+    'timm': Format('timm / OpenCLIP', _TIMM, flat_grn=True),
+    'timm_features': Format('timm features_only', _TIMM_FEATURES, flat_grn=True),
+    'torchvision': Format('torchvision', _TORCHVISION),
+    'mmpretrain': Format(
+        'mmpretrain / OpenMMLab', _MMPRETRAIN, flat_grn=True, lone_norm_is_final=True
+    ),
+    'hf_dinov3': Format('Hugging Face DINOv3ConvNext', _HF_DINOV3),
+}
+
+# The project's own names.
+NATIVE = FORMATS['hf']
+
+# Formats that weights can be written back to.
+WRITABLE = ('hf', 'meta', 'timm')
+
+# Names that are no part of a backbone in any format, as regular expressions, and what they are.
+IGNORED = {
+    r'norms\.\d+\.|norm_pre\.': 'final norm',
+    r'(decoder|proj|pred)\.|mask_token$': 'decoder',
+    r'projectors?\.': 'projector',
+    r'(head|classifier|dino_head|ibot_head)\.': 'head',
+}
+
+# Where a file holds several ConvNeXts, one whose prefix has an earlier word is taken first.
+PREFERRED_PREFIXES = ('teacher', 'ema', 'student')
+
+# Keys under which files wrap a state dict, the first one present counts.
+CONTAINERS = (
+    'state_dict',
+    'model',
+    'model_state',
+    'model_state_dict',
+    'model_ema',
+    'state_dict_ema',
+    'teacher',
+    'student',
+    'module',
+)

@@ -1,0 +1,65 @@
+"""Layouts of the same numbers: how sources store a tensor that the project stores otherwise.
+
+Every change here is exact: axes of size 1 come and go, a sparse kernel's axes are put in order. A
+tensor in any other layout is handed on as it is, and found not to fit later.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from .formats import Format
+from .names import Name
+
+_GRN = ('grn_weight', 'grn_bias')
+_CONVS = ('stem_conv', 'down_conv', 'dwconv')
+
+
+def to_native(name: Name, tensor: Tensor) -> Tensor:
+    """Brings a tensor into the project's layout.
+
+    Args:
+        name: Its place in the model.
+        tensor: A 1x1 convolution for a linear layer, ``(O, I, 1, 1)``; a vector, GRN's included, as
+            ``(C,)``, ``(C, 1, 1)``, ``(1, C)`` or ``(1, 1, 1, C)``; a sparse kernel as
+            ``(K * K, I, O)`` or, of a depthwise convolution, ``(K * K, C)``.
+
+    Returns:
+        ``(O, I)``, ``(C,)`` (GRN ``(1, 1, 1, C)``), ``(O, I, K, K)`` and ``(C, 1, K, K)``; a tensor
+        of any other shape as it is.
+    """
+    if name.leaf == 'kernel':
+        return _to_dense_kernel(tensor)
+    shape, size = tuple(tensor.shape), tensor.numel()
+    if name.leaf == 'weight' and name.part in _CONVS:
+        return tensor
+    if name.leaf == 'weight' and name.part in ('pwconv1', 'pwconv2', 'head'):
+        is_conv = tensor.ndim == 4 and shape[2:] == (1, 1)
+        return tensor.reshape(shape[:2]) if is_conv else tensor
+    if shape not in ((size,), (size, 1, 1), (1, size), (1, 1, 1, size)):
+        return tensor
+    return tensor.reshape((1, 1, 1, size) if name.part in _GRN else size)
+
+
+def from_native(name: Name, tensor: Tensor, target: Format) -> Tensor:
+    """Brings a tensor of the project's layout into that of a format weights are written to."""
+    return tensor.reshape(-1) if name.part in _GRN and target.flat_grn else tensor
+
+
+def is_depthwise(tensor: Tensor) -> bool:
+    """Whether a tensor in native layout is the weight of a depthwise convolution."""
+    return tensor.ndim == 4 and tensor.shape[1] == 1 and tensor.shape[2] == tensor.shape[3] > 1
+
+
+def _to_dense_kernel(kernel: Tensor) -> Tensor:
+    if kernel.ndim not in (2, 3):
+        return kernel
+    side = math.isqrt(len(kernel))
+    if side * side != len(kernel):
+        return kernel
+    if kernel.ndim == 2:
+        kernel = kernel[:, None]
+    # (K * K, I, O) to (O, I, K, K); positions are counted down the columns first.
+    return kernel.permute(2, 1, 0).reshape(*kernel.shape[:0:-1], side, side).transpose(2, 3)

@@ -1,0 +1,78 @@
+"""What happened to every tensor of a checkpoint and of a model."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mmengine.logging import print_log
+
+from .formats import FORMATS
+from .names import listed
+
+
+@dataclass
+class LoadReport:
+    """The account of one loading.
+
+    Attributes:
+        model: Class of the model.
+        source: Path or address of the checkpoint, or ``'a state dict'``.
+        container: What the tensors were wrapped in, such as ``"torch file, key 'model'"``.
+        format: Key of the naming that was recognised: ``'hf'``, ``'meta'``, ``'fcmae'``,
+            ``'timm'``, ``'timm_features'``, ``'torchvision'``, ``'mmpretrain'``, ``'hf_dinov3'``.
+        prefix: What preceded the names of the ConvNeXt in the checkpoint.
+        matched: Tensors of the model that were loaded, by the model's names.
+        missing: Tensors of the model that the checkpoint has not. Of a model that was loaded they
+            are norms of feature maps, which few checkpoints have; they keep their values, in a new
+            model 1 and 0.
+        unexpected: Names in the checkpoint that nothing explains; they were not loaded.
+        ignored: Names in the checkpoint left out on purpose, to the reason: heads, decoders,
+            projectors, a classifier's final norm, deeper stages, the rest of a whole model.
+        reshaped: Those of ``matched`` that were stored in another layout of the same numbers.
+        adapted: Those of ``matched`` that were made to fit other image channels.
+    """
+
+    model: str
+    source: str
+    container: str
+    format: str
+    prefix: str
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    reshaped: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        changes = [
+            f'{len(names)} {what}'
+            for names, what in ((self.reshaped, 'reshaped'), (self.adapted, 'adapted'))
+            if names
+        ]
+        beneath = f' beneath {self.prefix!r}' if self.prefix else ''
+        lines = [
+            f'{self.model}: loaded {len(self.matched)} tensors'
+            f'{" (" + ", ".join(changes) + ")" if changes else ""} from {self.source} '
+            f'({self.container}): names of {FORMATS[self.format].title}{beneath}'
+        ]
+        if self.adapted:
+            lines.append(f'  adapted to the image channels: {", ".join(self.adapted)}')
+        if self.missing:
+            modules = dict.fromkeys(name.rpartition('.')[0] for name in self.missing)
+            lines.append(f'  fresh norms of feature maps, as expected: {", ".join(modules)}')
+        if self.ignored:
+            counts = Counter(self.ignored.values())
+            reasons = ', '.join(f'{reason} ({count})' for reason, count in counts.items())
+            lines.append(f'  ignored on purpose: {reasons}')
+        if self.unexpected:
+            lines.append(f'  unexpected, not loaded: {listed(self.unexpected)}')
+        return '\n'.join(lines)
+
+    def log(self) -> None:
+        """Prints the lines through mmengine's current logger, unexpected names as a warning."""
+        level = logging.WARNING if self.unexpected else logging.INFO
+        print_log(str(self), logger='current', level=level)

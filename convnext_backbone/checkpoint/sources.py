@@ -1,0 +1,209 @@
+"""Reading checkpoints from files, folders and addresses, without running code from them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, is_main_process
+
+from .containers import Checkpoint, unwrap
+
+# What a model folder keeps its weights in, the first one present counts.
+_FOLDER_FILES = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
+_SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
+_HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?')
+
+
+def read_checkpoint(source: str | os.PathLike) -> Checkpoint:
+    """Reads a checkpoint onto the CPU.
+
+    Args:
+        source: As of :func:`convnext_backbone.load_checkpoint`, state dicts apart.
+
+    Raises:
+        ValueError, FileNotFoundError, TypeError, ImportError, OSError: As ``load_checkpoint``.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            'a checkpoint is a path, an http(s) or hf:// address or a state dict, '
+            f'got {type(source).__name__}'
+        )
+    address = os.fspath(source)
+    scheme = address.partition('://')[0] if '://' in address else None
+    if scheme in ('http', 'https'):
+        path = _download(address)
+    elif scheme == 'hf':
+        path = _fetch_from_hub(address)
+    elif scheme is not None:
+        raise ValueError(f'{address} is neither a path nor an http(s):// or hf:// address')
+    else:
+        path = Path(address).expanduser()
+    if path.is_dir():
+        path = _find_weights(path)
+    if not path.exists():
+        raise FileNotFoundError(f'no such checkpoint: {path}')
+    if path.name.endswith('.index.json'):
+        return _read_shards(path, address)
+    content, kind = _read_file(path)
+    return unwrap(content, address, kind)
+
+
+def _read_file(path: Path) -> tuple[object, str]:
+    """Loads one file by what it begins with; returns its content and its kind."""
+    with path.open('rb') as file:
+        head = file.read(64)
+    if not head:
+        raise ValueError(f'{path} is an empty file: fetch it again')
+    if head.startswith(b'version https://git-lfs'):
+        raise ValueError(
+            f'{path} is a Git LFS pointer, not the weights: run git lfs pull where it was cloned'
+        )
+    if head[8:9] == b'{':
+        return _read_safetensors(path), 'safetensors'
+    # A zip archive, or a pickle as torch wrote them before 1.6.
+    if head.startswith((b'PK', b'\x80')):
+        return _read_torch(path), 'torch file'
+    raise ValueError(
+        f'{path} is neither a torch nor a safetensors file: it begins with {head[:24]!r}. '
+        'A text or HTML file in its place often comes from a failed download'
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            f'{path} needs the library safetensors: pip install safetensors'
+        ) from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{path} is truncated or damaged ({error}): fetch it again') from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        # Training scripts keep their arguments beside the weights; a namespace runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open('rb') as file:
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r'GLOBAL (\S+)', str(error))
+        if culprit is None:
+            raise ValueError(
+                f'{path} was not loaded: it is damaged, or a pickle of more than tensors'
+            ) from error
+        raise ValueError(
+            f'{path} was not loaded: unpickling it would build or run {culprit[1]}, which could '
+            'run any code. If you trust the file, load it yourself once and save its state dict '
+            'alone'
+        ) from error
+    # Damaged bytes make the unpickler fail in any way.
+    except Exception as error:
+        raise ValueError(
+            f'{path} is truncated or damaged ({_first_line(error)}): fetch it again'
+        ) from error
+
+
+def _find_weights(folder: Path) -> Path:
+    for name in _FOLDER_FILES:
+        if (folder / name).exists():
+            return folder / name
+    others = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ', '.join(path.name for path in others)
+        raise ValueError(f'{folder} holds several checkpoints, {names}: name one of them')
+    raise FileNotFoundError(
+        f'{folder} holds no weights: {", ".join(_FOLDER_FILES)} or one file with a suffix of '
+        f'{", ".join(_SUFFIXES)} are looked for'
+    )
+
+
+def _read_shards(index: Path, address: str) -> Checkpoint:
+    try:
+        shard_of = json.loads(index.read_text())['weight_map']
+        names = sorted(set(shard_of.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{index} is not the index of a sharded checkpoint') from error
+    lost = [name for name in names if not (index.parent / name).exists()]
+    if lost:
+        raise FileNotFoundError(f'{index} needs {", ".join(lost)}, not found beside it')
+    tensors = {}
+    for name in names:
+        content, kind = _read_file(index.parent / name)
+        tensors |= unwrap(content, str(index.parent / name), kind).tensors
+    absent = sorted(shard_of.keys() - tensors.keys())
+    if absent:
+        raise ValueError(f'the shards of {index} lack {len(absent)} tensors, such as {absent[0]}')
+    return Checkpoint(tensors, address, f'{kind} in {len(names)} shards')
+
+
+def _download(url: str) -> Path:
+    """Fetches a file into torch's cache, where mmengine's loader looks as well.
+
+    That loader itself would unpickle what it downloads without ``weights_only``.
+    """
+    name = Path(urlparse(url).path).name
+    if not name:
+        raise ValueError(f'{url} does not name a file')
+    if name in _FOLDER_FILES:
+        # Every model folder has files of these names.
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
+    path = Path(torch.hub.get_dir(), 'checkpoints', name)
+    # One process of a job downloads, and all of a machine without a shared disk.
+    for is_turn in (is_main_process(), True):
+        if is_turn and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(url, str(path), progress=is_main_process())
+            except OSError as error:
+                raise OSError(f'cannot download {url}: {error}') from error
+        barrier()
+    return path
+
+
+def _fetch_from_hub(address: str) -> Path:
+    match = _HUB_ADDRESS.fullmatch(address)
+    if match is None:
+        raise ValueError(f'{address} is not of the form hf://owner/name[@revision][/file]')
+    repo, revision, file = match.groups()
+    try:
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError as error:
+        raise ImportError(
+            f'{address} needs the library huggingface_hub: pip install huggingface_hub'
+        ) from error
+    try:
+        if file:
+            return Path(hf_hub_download(repo, file, revision=revision))
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=['*.json', '*.safetensors']
+        )
+        if not any(Path(folder).glob('*.safetensors')):
+            folder = snapshot_download(
+                repo, revision=revision, allow_patterns=['*.json', '*.bin', '*.pth', '*.pt']
+            )
+        return Path(folder)
+    except (OSError, EntryNotFoundError) as error:
+        raise OSError(f'cannot fetch {address}: {_first_line(error)}') from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition('\n')[0]

@@ -1,0 +1,189 @@
+"""From a state dict in anybody's naming to the project's names and layouts, and back."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .containers import Checkpoint, CheckpointError
+from .formats import FORMATS, IGNORED, NATIVE, PREFERRED_PREFIXES, WRITABLE
+from .layouts import from_native, is_depthwise, to_native
+from .names import Name, find_name, listed, parse_name, write_name
+
+
+@dataclass
+class Translation:
+    """A checkpoint in the project's terms.
+
+    Attributes:
+        format: Key of the source's format in the table.
+        prefix: What preceded the model's names, '' or ending in a dot.
+        tensors: Tensors by native name, in native layout.
+        names: Native name to the name in the source.
+        reshaped: Native names of tensors that were laid out otherwise.
+        ignored: Names in the source that belong to no ConvNeXt, to what they are.
+        unexpected: Names in the source that stand where a ConvNeXt's do and that nothing explains.
+    """
+
+    format: str
+    prefix: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    reshaped: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+
+    def add(self, source_name: str, name: Name, tensor: Tensor) -> None:
+        """Takes one recognised tensor in."""
+        native = name.native
+        if native in self.names:
+            raise CheckpointError(
+                f'{self.names[native]!r} and {source_name!r} of the checkpoint both are {native}: '
+                'remove one of them'
+            )
+        self.names[native] = source_name
+        self.tensors[native] = to_native(name, tensor)
+        if self.tensors[native].shape != tensor.shape:
+            self.reshaped.append(native)
+
+
+def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
+    """Recognises the format of a checkpoint and brings its tensors to native names and layouts.
+
+    Args:
+        checkpoint: What a source holds.
+        prefix: Only names beneath it are read, with or without the dot at its end. Default: None,
+            all names.
+
+    Raises:
+        CheckpointError: If nothing stands beneath ``prefix``, if no ConvNeXt is found, if several
+            are and none is to be preferred, or if two names mean the same tensor.
+    """
+    given = f'{prefix.rstrip(".")}.' if prefix else ''
+    tensors = {
+        name.removeprefix(given): tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(given)
+    }
+    if not tensors:
+        tops = sorted({name.partition('.')[0] for name in checkpoint.tensors})
+        raise CheckpointError(
+            f'{checkpoint.source} holds nothing beneath the prefix {given!r}: '
+            f'its names begin with {listed(tops)}'
+        )
+    format_key, inner = _detect(tensors, checkpoint.source)
+    result = Translation(format_key, given + inner)
+    # Whole classifiers keep their last norm and their head beside the backbone.
+    outer = inner.removesuffix('.').rpartition('.')[0]
+    outer = f'{outer}.' if outer else ''
+    names: dict[str, Name] = {}
+    is_dense = False
+    for source_name in tensors:
+        inside = source_name.startswith(inner)
+        rest = source_name.removeprefix(inner if inside else outer)
+        name = parse_name(rest, FORMATS[format_key])
+        if name is not None and (inside or name.part in ('final_norm', 'head')):
+            names[source_name] = name
+        elif reason := _reason_to_ignore(rest):
+            result.ignored[given + source_name] = reason
+        elif inside:
+            result.unexpected.append(given + source_name)
+        else:
+            result.ignored[given + source_name] = f'outside of {result.prefix!r}'
+            is_dense = True
+    is_dense &= all(name.part != 'head' for name in names.values())
+    if FORMATS[format_key].lone_norm_is_final and not is_dense:
+        names = _reclaim_final_norm(names)
+    for source_name, name in names.items():
+        result.add(given + source_name, name, tensors[source_name])
+    return result
+
+
+def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Writes native tensors in another format's names and layouts.
+
+    Args:
+        tensors: Tensors by native name.
+        to: One of ``'hf'``, ``'meta'``, ``'timm'``.
+
+    Returns:
+        The tensors by that format's names, and the native names for which it has no place.
+
+    Raises:
+        ValueError: If weights cannot be written to that format.
+    """
+    if to not in WRITABLE:
+        raise ValueError(f'weights can be written as {", ".join(WRITABLE)}, not as {to!r}')
+    written, left = {}, []
+    for native, tensor in tensors.items():
+        name = parse_name(native, NATIVE)
+        spelled = write_name(name, FORMATS[to])
+        if spelled is None:
+            left.append(native)
+        else:
+            written[spelled] = from_native(name, tensor, FORMATS[to])
+    return written, left
+
+
+def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
+    """The format that explains most names of the stem and the stages, and their prefix."""
+    counts: Counter[tuple[str, str]] = Counter()
+    convolutions = set()
+    for key, candidate in FORMATS.items():
+        for source_name, tensor in tensors.items():
+            place = find_name(source_name, candidate)
+            if place is None:
+                continue
+            prefix, name = place
+            counts[key, prefix] += 1
+            if name.part == 'dwconv' and is_depthwise(to_native(name, tensor)):
+                convolutions.add((key, prefix))
+    # Other networks share some of the names, none the depthwise convolutions beneath them.
+    found = {which: count for which, count in counts.items() if which in convolutions}
+    if not found:
+        raise CheckpointError(
+            f'no ConvNeXt in {source}: none of the known namings ({", ".join(FORMATS)}) fits its '
+            f'{len(tensors)} names, {listed(list(tensors))}'
+        )
+    best = max(found.values())
+    formats = {}
+    for (key, prefix), count in sorted(found.items(), key=lambda item: -item[1]):
+        # What stands alone beneath a prefix of its own is a stray tensor, not a model.
+        if 2 * count >= best:
+            formats.setdefault(prefix, key)
+    for word in PREFERRED_PREFIXES:
+        preferred = [prefix for prefix in formats if word in re.split('[._]', prefix)]
+        if len(preferred) == 1:
+            return formats[preferred[0]], preferred[0]
+    if len(formats) > 1:
+        raise CheckpointError(
+            f'{source} holds several ConvNeXts, beneath {listed(sorted(formats))}: '
+            'name one by prefix=...'
+        )
+    prefix, key = formats.popitem()
+    return key, prefix
+
+
+def _reason_to_ignore(name: str) -> str | None:
+    return next((reason for pattern, reason in IGNORED.items() if re.match(pattern, name)), None)
+
+
+def _reclaim_final_norm(names: dict[str, Name]) -> dict[str, Name]:
+    """Takes a lone map norm of the last stage for the final norm of a classifier.
+
+    OpenMMLab's classifiers pool before their last norm but call it ``norm3``, as their detectors
+    call a norm of a map. It is the classifier's if it stands alone, and if no neck or dense head
+    stands around the backbone.
+    """
+    last_stage = max(name.stage for name in names.values() if name.part == 'dwconv')
+    if {name.stage for name in names.values() if name.part == 'map_norm'} != {last_stage}:
+        return names
+    final = dict(part='final_norm', stage=None)
+    return {
+        source_name: name._replace(**final) if name.part == 'map_norm' else name
+        for source_name, name in names.items()
+    }

@@ -1,0 +1,316 @@
+"""All or nothing: what does not fit is refused and explained, what fits is accounted for."""
+
+import copy
+import logging
+import random
+
+import pytest
+import torch
+from checkpoint_files import (
+    CASES,
+    STAGES,
+    WITH_MAP_NORMS,
+    make_reference,
+    meta,
+    noise,
+    timm,
+    write,
+)
+from conftest import SMALL, randomize
+from mmengine.logging import MMLogger
+
+from convnext_backbone import ConvNextBackbone, LoadReport, infer_arch, load_checkpoint
+
+LEAVES = ('weight', 'bias')
+
+
+def small(version: int = 1, **args) -> ConvNextBackbone:
+    args = dict(out_features=STAGES) | args
+    return randomize(ConvNextBackbone(SMALL, use_grn=version == 2, **args), seed=11).eval()
+
+
+def abstract(arch, **args) -> ConvNextBackbone:
+    """A model without memory: names and shapes only."""
+    with torch.device('meta'):
+        return ConvNextBackbone(arch, **args)
+
+
+def snapshot(model) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def damage(rng: random.Random, state_dict: dict) -> None:
+    """Drops, renames, truncates or reshapes one to three tensors."""
+    for name in rng.sample(sorted(state_dict), rng.randint(1, 3)):
+        tensor = state_dict.pop(name)
+        match rng.choice(('drop', 'rename', 'truncate', 'reshape')):
+            case 'rename':
+                new = rng.choice((f'{name}_', f'extra.{name}', name.replace('.', '_'), f'{name}.x'))
+                state_dict[new] = tensor
+            case 'truncate':
+                axis = rng.randrange(max(tensor.ndim, 1))
+                state_dict[name] = (
+                    tensor.narrow(axis, 0, tensor.shape[axis] // 2) if tensor.ndim else tensor
+                )
+            case 'reshape':
+                change = rng.choice(
+                    (
+                        lambda t: t.flatten(),
+                        lambda t: t[None],
+                        lambda t: t[..., None, None],
+                        lambda t: t.reshape(1, 1, 1, -1),
+                        lambda t: t.reshape(-1, 2) if t.numel() % 2 == 0 else t[None, None],
+                        lambda t: t.movedim(0, -1) if t.ndim else t,
+                    )
+                )
+                state_dict[name] = change(tensor)
+
+
+@pytest.mark.parametrize('seed', range(200))
+def test_a_damaged_checkpoint_loads_fully_or_not_at_all(seed):
+    rng = random.Random(seed)
+    name, version = CASES[seed % len(CASES)]
+    hf = make_reference(version, map_norms=name in WITH_MAP_NORMS, seed=seed).state_dict()
+    state_dict = write(name, hf)
+    damage(rng, state_dict)
+    model = small(version)
+    before = snapshot(model)
+    try:
+        if seed % 3:
+            loaded = load_checkpoint(model, state_dict).matched
+        else:
+            missing = model.load_state_dict(state_dict, strict=False).missing_keys
+            loaded = before.keys() - set(missing)
+    except ValueError:
+        assert same(before, model.state_dict())
+        return
+    after = model.state_dict()
+    for key, tensor in after.items():
+        is_norm = key.startswith('hidden_states_norms')
+        assert key in loaded or is_norm
+        kept = is_norm and torch.equal(tensor, before[key])
+        assert kept or torch.equal(tensor, hf[key])
+    for norm in model.hidden_states_norms:
+        key = f'hidden_states_norms.{norm}'
+        halves = [torch.equal(after[f'{key}.{x}'], before[f'{key}.{x}']) for x in LEAVES]
+        assert halves[0] == halves[1]
+
+
+def test_both_outcomes_of_the_fuzz_occur():
+    outcomes = set()
+    for seed in range(20):
+        name, version = CASES[seed % len(CASES)]
+        state_dict = write(name, make_reference(version).state_dict())
+        damage(random.Random(seed), state_dict)
+        try:
+            load_checkpoint(small(version), state_dict)
+            outcomes.add('loaded')
+        except ValueError:
+            outcomes.add('refused')
+    assert outcomes == {'loaded', 'refused'}
+
+
+@pytest.mark.parametrize(
+    ('file', 'model', 'words'),
+    [
+        ('base', 'tiny', 'this file is a ConvNeXt-base, the model is a ConvNeXt-tiny'),
+        ('tiny', 'v2-tiny', 'this file is a ConvNeXt-tiny, the model is a ConvNeXt-V2-tiny'),
+        # All tensors of the smaller model are in the larger one's file, of the same shape.
+        ('small', 'tiny', 'this file is a ConvNeXt-small, the model is a ConvNeXt-tiny'),
+        ('tiny', 'small', 'this file is a ConvNeXt-tiny, the model is a ConvNeXt-small'),
+        (
+            dict(depths=[3, 3, 9, 3], hidden_sizes=[96, 192, 384, 770]),
+            'v2-nano',
+            r'hidden_sizes \(96, 192, 384, 770\) \(closest: ConvNeXt-tiny\), the model is',
+        ),
+    ],
+)
+def test_the_error_names_both_architectures(file, model, words):
+    state_dict = abstract(file).state_dict()
+    target = ConvNextBackbone(model)
+    before = snapshot(target)
+    with pytest.raises(ValueError, match=words) as error:
+        load_checkpoint(target, state_dict)
+    assert f'arch={file!r}' in str(error.value)
+    assert '\n' not in str(error.value)
+    assert same(before, target.state_dict())
+
+
+def test_layer_scale_on_one_side_only_is_an_error():
+    with_scale, without = small(), small(layer_scale_init_value=0)
+    with pytest.raises(ValueError, match=r'without layer scale.*layer_scale_init_value=None'):
+        load_checkpoint(with_scale, without.state_dict())
+    with pytest.raises(ValueError, match=r'Unexpected.*layer_scale_parameter'):
+        load_checkpoint(without, with_scale.state_dict())
+
+
+def test_a_damaged_file_of_the_right_model_is_called_so():
+    state_dict = meta(make_reference().state_dict())
+    del state_dict['stages.2.1.pwconv1.bias']
+    state_dict['stages.0.1.norm.weight'] = noise(7)
+    with pytest.raises(ValueError, match=r'both a ConvNeXt.*damaged') as error:
+        load_checkpoint(small(), state_dict)
+    assert 'encoder.stages.2.layers.1.pwconv1.bias' in str(error.value)
+    assert 'encoder.stages.0.layers.1.layernorm.weight ((7,) for (8,))' in str(error.value)
+
+
+def test_quantised_weights_are_refused():
+    state_dict = meta(make_reference().state_dict())
+    state_dict['stages.0.0.pwconv1.weight'] = state_dict['stages.0.0.pwconv1.weight'].to(torch.int8)
+    with pytest.raises(ValueError, match=r'pwconv1\.weight \(\(32, 8\) int8'):
+        load_checkpoint(small(), state_dict)
+
+
+def test_other_networks_are_told_from_a_convnext():
+    resnet = {'conv1.weight': noise(8, 3, 7, 7), 'layer1.0.conv1.weight': noise(8, 8, 3, 3)}
+    swin = {'layers.0.blocks.0.norm1.weight': noise(8), 'norm.weight': noise(8)}
+    # Of torchvision: the names of its stem and of a norm are a ConvNeXt's, too.
+    efficientnet = {'features.0.0.weight': noise(8, 3, 3, 3), 'features.0.1.weight': noise(8)}
+    model = small()
+    before = snapshot(model)
+    for state_dict in (resnet, swin, efficientnet):
+        with pytest.raises(
+            ValueError, match=f'no ConvNeXt in a state dict.*{next(iter(state_dict))}'
+        ):
+            load_checkpoint(model, state_dict)
+        with pytest.raises(RuntimeError, match=r'no ConvNeXt|holds no tensors'):
+            model.load_state_dict(state_dict, strict=False)
+    assert same(before, model.state_dict())
+
+
+def test_unexpected_names_are_reported_and_with_strict_refused():
+    state_dict = timm(make_reference().state_dict()) | {'stages.0.blocks.0.extra': noise(3)}
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    model = small()
+    before = snapshot(model)
+    try:
+        with pytest.raises(ValueError, match=r'Unexpected key.*stages\.0\.blocks\.0\.extra'):
+            load_checkpoint(model, state_dict, strict=True)
+        assert same(before, model.state_dict()) and not records
+        report = load_checkpoint(model, state_dict)
+    finally:
+        logger.removeHandler(handler)
+    assert isinstance(report, LoadReport)
+    assert report.unexpected == ['stages.0.blocks.0.extra']
+    assert [record.levelname for record in records] == ['WARNING']
+    lines = records[0].getMessage().splitlines()
+    assert lines == str(report).splitlines()
+    assert lines == [
+        'ConvNextBackbone: loaded 79 tensors from a state dict (dict): names of timm / OpenCLIP',
+        '  fresh norms of feature maps, as expected: '
+        + ', '.join(f'hidden_states_norms.{name}' for name in STAGES),
+        '  ignored on purpose: final norm (2), head (2)',
+        '  unexpected, not loaded: stages.0.blocks.0.extra',
+    ]
+
+
+def test_a_model_cut_short_takes_what_it_has():
+    reference = make_reference(map_norms=True)
+    model = small(out_features=('stem', 'stage2'))
+    report = load_checkpoint(model, reference.state_dict())
+    reasons = list(report.ignored.values())
+    assert set(reasons) == {'deeper stages', 'norms of maps not asked for'}
+    assert reasons.count('norms of maps not asked for') == 6
+    assert report.missing == [f'hidden_states_norms.stem.{x}' for x in LEAVES]
+    assert all(name in model.state_dict() for name in report.matched)
+    with pytest.raises(ValueError, match='Missing key'):
+        load_checkpoint(small(), model.state_dict())
+
+
+@pytest.mark.parametrize('door', ['function', 'state dict'])
+@pytest.mark.parametrize('channels', [1, 2, 4, 6])
+def test_adapt_stem_keeps_the_response_to_repeated_rgb(channels, door):
+    reference = make_reference()
+    model = small(num_channels=channels, adapt_stem=True)
+    state_dict = timm(reference.state_dict())
+    if door == 'function':
+        report = load_checkpoint(model, state_dict)
+        assert report.adapted == ['embeddings.patch_embeddings.weight']
+        assert '(1 adapted)' in str(report)
+    else:
+        model.load_state_dict(state_dict)
+    rgb = state_dict['stem.0.weight']
+    weight = model.embeddings.patch_embeddings.weight
+    if channels == 1:
+        torch.testing.assert_close(weight, rgb[:, :1] + rgb[:, 1:2] + rgb[:, 2:])
+    for c in range(channels if channels > 1 else 0):
+        torch.testing.assert_close(weight[:, c], rgb[:, c % 3] * 3 / channels)
+    if channels in (1, 6):
+        grey = torch.randn(1, 1, 64, 64)
+        with torch.no_grad():
+            ours = model(grey.expand(-1, channels, -1, -1))
+            theirs = reference(grey.expand(-1, 3, -1, -1)).feature_maps
+        norms = model.hidden_states_norms
+        for name, one, other in zip(STAGES, ours, theirs, strict=True):
+            bias = norms[name].bias[:, None, None]
+            expected = other * norms[name].weight[:, None, None] + bias
+            torch.testing.assert_close(one, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_other_channels_without_adapt_stem_are_an_error_that_names_it():
+    state_dict = timm(make_reference().state_dict())
+    model = small(num_channels=4)
+    before = snapshot(model)
+    for load in (
+        lambda: load_checkpoint(model, state_dict),
+        lambda: model.load_state_dict(state_dict),
+    ):
+        with pytest.raises(ValueError, match=r'images with 3 channels.*takes 4.*adapt_stem=True'):
+            load()
+    assert same(before, model.state_dict())
+    # The rule is one for RGB weights.
+    with pytest.raises(ValueError, match='num_channels=4'):
+        load_checkpoint(small(adapt_stem=True), model.state_dict())
+    # Another patch size is no matter of channels.
+    with pytest.raises(ValueError, match=r'\(8, 3, 4, 4\) for \(8, 4, 2, 2\)'):
+        load_checkpoint(small(num_channels=4, patch_size=2, adapt_stem=True), state_dict)
+
+
+def test_models_that_cannot_be_loaded_are_refused():
+    state_dict = make_reference().state_dict()
+    with pytest.raises(TypeError, match=r'got Linear.*pass its backbone'):
+        load_checkpoint(torch.nn.Linear(2, 2), state_dict)
+    with pytest.raises(ValueError, match=r'meta device: call to_empty'):
+        load_checkpoint(abstract(SMALL), state_dict)
+    with pytest.raises(TypeError, match='got int'):
+        load_checkpoint(small(), 3)
+
+
+@pytest.mark.parametrize(
+    'arch', ['atto', 'nano', 'small', 'xlarge', 'v2-atto', 'v2-base', 'v2-huge']
+)
+def test_named_architectures_are_recognised(arch):
+    scale = None if arch.startswith('v2') else 1e-6
+    expected = dict(arch=arch, use_grn=arch.startswith('v2'), layer_scale_init_value=scale)
+    assert infer_arch(abstract(arch).state_dict()) == expected
+
+
+def test_inferred_arguments_build_the_model_of_the_checkpoint():
+    odd = [
+        dict(arch='small', use_grn=True),
+        dict(arch='v2-huge', use_grn=False),
+        dict(arch='atto', layer_scale_init_value=0),
+        dict(arch=SMALL, use_grn=True),
+        dict(arch=dict(depths=[1, 2], hidden_sizes=[8, 24])),
+    ]
+    for args in odd:
+        state_dict = abstract(**args).state_dict()
+        inferred = infer_arch(state_dict)
+        assert inferred['arch'] == args['arch']
+        built = abstract(**inferred).state_dict()
+        assert {k: v.shape for k, v in built.items()} == {k: v.shape for k, v in state_dict.items()}
+
+
+def test_no_architecture_is_inferred_where_a_stage_is_missing():
+    state_dict = meta(make_reference().state_dict())
+    holed = {k: v for k, v in state_dict.items() if not k.startswith('stages.1.')}
+    with pytest.raises(ValueError, match=r'damaged.*\(2, 0, 3, 1\)'):
+        infer_arch(holed)

@@ -1,0 +1,228 @@
+"""Every naming, with the odd shapes of each, gives the features of the model it came from."""
+
+import pytest
+import torch
+from checkpoint_files import (
+    CASES,
+    STAGES,
+    WITH_MAP_NORMS,
+    WRITERS,
+    make_reference,
+    meta,
+    mmpretrain,
+    noise,
+    openmmlab_segmenter,
+    timm,
+    torchvision,
+    write,
+)
+from conftest import SMALL
+
+from convnext_backbone import ConvNextBackbone, infer_arch, load_checkpoint
+
+
+def small(version: int = 1, **args) -> ConvNextBackbone:
+    args = dict(out_features=STAGES) | args
+    return ConvNextBackbone(SMALL, use_grn=version == 2, **args).eval()
+
+
+def assert_same_features(model, reference):
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        pairs = list(zip(model(images), reference(images).feature_maps, strict=True))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('name', 'version'), CASES)
+def test_every_source_gives_its_models_features(name, version):
+    reference = make_reference(version, map_norms=name in WITH_MAP_NORMS)
+    model = small(version)
+    report = load_checkpoint(model, write(name, reference.state_dict()), strict=True)
+    assert_same_features(model, reference)
+
+    norms = {k for k in model.state_dict() if k.startswith('hidden_states_norms')}
+    assert report.format == WRITERS[name][2]
+    assert report.unexpected == [] and report.adapted == []
+    assert set(report.missing) == (set() if name in WITH_MAP_NORMS else norms)
+    assert set(report.matched) == set(model.state_dict()) - set(report.missing)
+
+
+@pytest.mark.parametrize(('name', 'version'), CASES)
+def test_every_source_loads_by_load_state_dict(name, version):
+    reference = make_reference(version, map_norms=name in WITH_MAP_NORMS)
+    model = small(version)
+    model.load_state_dict(write(name, reference.state_dict()), strict=True)
+    assert_same_features(model, reference)
+
+
+@pytest.mark.parametrize(('name', 'version'), CASES)
+def test_the_architecture_is_read_off_every_source(name, version):
+    arguments = infer_arch(write(name, make_reference(version).state_dict()))
+    scale = 1e-6 if version == 1 else None
+    assert arguments == dict(arch=SMALL, use_grn=version == 2, layer_scale_init_value=scale)
+
+
+@pytest.mark.parametrize(
+    ('name', 'version', 'reshaped'),
+    [
+        ('timm_conv_mlp', 1, {'pwconv1.weight', 'pwconv2.weight'}),
+        ('mmpretrain_conv', 1, {'pwconv1.weight', 'pwconv2.weight'}),
+        ('torchvision', 1, {'layer_scale_parameter'}),
+        ('timm', 2, {'grn.weight', 'grn.bias'}),
+        ('mmpretrain', 2, {'grn.weight', 'grn.bias'}),
+        ('meta', 2, set()),
+    ],
+)
+def test_the_report_names_what_was_reshaped(name, version, reshaped):
+    report = load_checkpoint(small(version), write(name, make_reference(version).state_dict()))
+    expected = {key for key in report.matched if any(key.endswith(f'.{r}') for r in reshaped)}
+    assert set(report.reshaped) == expected
+    assert len(expected) == 7 * len(reshaped)
+
+
+@pytest.mark.parametrize(
+    ('name', 'version', 'ignored'),
+    [
+        ('hugging_face', 1, {'final norm': 2, 'head': 2}),
+        ('meta_dinov3', 1, {'final norm': 4, 'projector': 1}),
+        ('fcmae', 2, {'decoder': 4}),
+        ('torchvision', 1, {'final norm': 2, 'head': 2}),
+        ('mmpretrain', 1, {'final norm': 2, 'head': 2}),
+        ('hf_dinov3', 1, {'final norm': 2}),
+        ('open_clip', 1, {'final norm': 2, 'head': 1, "outside of 'visual.trunk.'": 2}),
+        ('meta_detector', 1, {"outside of 'backbone.'": 2}),
+    ],
+)
+def test_the_report_says_what_was_ignored_and_why(name, version, ignored):
+    reasons = load_checkpoint(
+        small(version), write(name, make_reference(version).state_dict())
+    ).ignored.values()
+    assert {reason: list(reasons).count(reason) for reason in reasons} == ignored
+
+
+@pytest.mark.parametrize('prefix', ['module.', 'backbone.', 'model.encoder.', 'student.backbone.'])
+def test_prefixes_of_whole_models_are_found(prefix):
+    reference = make_reference()
+    model = small()
+    state_dict = {prefix + k: v for k, v in meta(reference.state_dict()).items()}
+    assert load_checkpoint(model, state_dict).prefix == prefix
+    assert_same_features(model, reference)
+
+
+def test_of_student_and_teacher_the_teacher_is_loaded():
+    teacher, student = make_reference(seed=1), make_reference(seed=2)
+    both = {}
+    for name, network in (('student', student), ('teacher', teacher)):
+        both |= {f'{name}.backbone.{k}': v for k, v in meta(network.state_dict()).items()}
+        both[f'{name}.dino_head.mlp.0.weight'] = noise(4, 32)
+    model = small()
+    report = load_checkpoint(model, both)
+    assert report.prefix == 'teacher.backbone.'
+    assert_same_features(model, teacher)
+
+    dump = {
+        name: {f'backbone.{k}': v for k, v in meta(network.state_dict()).items()}
+        for name, network in (('student', student), ('teacher', teacher))
+    }
+    report = load_checkpoint(model, dump | {'epoch': 3})
+    assert 'teacher' in report.container and 'student' in report.container
+    assert_same_features(model, teacher)
+    load_checkpoint(model, both, prefix='student')
+    assert_same_features(model, student)
+
+
+def test_of_two_equal_backbones_one_has_to_be_named():
+    one, other = make_reference(seed=1), make_reference(seed=2)
+    both = {f'rgb.{k}': v for k, v in meta(one.state_dict()).items()}
+    both |= {f'depth.{k}': v for k, v in meta(other.state_dict()).items()}
+    model = small()
+    with pytest.raises(ValueError, match=r'several ConvNeXts, beneath depth\., rgb\.'):
+        load_checkpoint(model, both)
+    for prefix, reference in (('rgb', one), ('depth.', other)):
+        load_checkpoint(model, both, prefix=prefix)
+        assert_same_features(model, reference)
+    with pytest.raises(ValueError, match=r"nothing beneath the prefix 'lidar.'.* depth, rgb"):
+        load_checkpoint(model, both, prefix='lidar')
+
+
+def test_a_small_part_of_another_model_does_not_stand_in_the_way():
+    reference = make_reference()
+    state_dict = {f'backbone.{k}': v for k, v in meta(reference.state_dict()).items()}
+    state_dict |= {f'aux.{k}': v for k, v in state_dict.items() if 'stages.0.0' in k}
+    model = small()
+    assert load_checkpoint(model, state_dict).prefix == 'backbone.'
+    assert_same_features(model, reference)
+
+
+@pytest.mark.parametrize(
+    'key', ['state_dict', 'model', 'model_state', 'model_ema', 'teacher', 'module']
+)
+def test_containers_are_opened(key):
+    reference = make_reference()
+    content = {'epoch': 1, key: timm(reference.state_dict())}
+    model = small()
+    assert key in load_checkpoint(model, content).container
+    assert_same_features(model, reference)
+    model = small()
+    model.load_state_dict(content)
+    assert_same_features(model, reference)
+
+
+def test_a_lone_norm3_is_a_classifiers_unless_a_dense_model_stands_around_it():
+    hf = make_reference(map_norms=True).state_dict()
+    alone = {k: v for k, v in mmpretrain(hf).items() if not k.startswith('head')}
+    model = small(out_features=('stage4',))
+    classifiers = (
+        mmpretrain(hf),
+        alone,
+        {k.removeprefix('backbone.'): v for k, v in alone.items()},
+        alone | {'head.layers.0.fc.weight': noise(5, 32)},
+        mmpretrain(hf) | {'teacher.conv.weight': noise(5, 32)},
+    )
+    for state_dict in classifiers:
+        report = load_checkpoint(model, state_dict)
+        assert report.missing == [f'hidden_states_norms.stage4.{x}' for x in ('weight', 'bias')]
+
+    segmenter = openmmlab_segmenter(hf)
+    for i in range(3):
+        del segmenter[f'backbone.norm{i}.weight'], segmenter[f'backbone.norm{i}.bias']
+    assert load_checkpoint(model, segmenter).missing == []
+    assert torch.equal(
+        model.hidden_states_norms['stage4'].bias, hf['hidden_states_norms.stage4.bias']
+    )
+    # Beneath the prefix nothing shows a dense model, but norm3 does not stand alone.
+    assert load_checkpoint(small(), openmmlab_segmenter(hf), prefix='backbone').missing == []
+
+
+def test_norms_of_some_maps_leave_the_others_fresh():
+    hf = make_reference(map_norms=True).state_dict()
+    segmenter = openmmlab_segmenter(hf)
+    del segmenter['backbone.norm1.weight'], segmenter['backbone.norm1.bias']
+    report = load_checkpoint(small(), segmenter)
+    assert report.missing == [f'hidden_states_norms.stage2.{x}' for x in ('weight', 'bias')]
+    assert 'fresh norms of feature maps, as expected: hidden_states_norms.stage2' in str(report)
+
+
+def test_half_precision_is_loaded_in_the_models_precision():
+    hf = {k: v.half() for k, v in make_reference().state_dict().items()}
+    model = small()
+    load_checkpoint(model, timm(hf))
+    weight = model.embeddings.patch_embeddings.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, hf['embeddings.patch_embeddings.weight'].float())
+
+
+def test_two_names_of_one_tensor_are_refused():
+    state_dict = timm(make_reference().state_dict())
+    state_dict['stem.0.kernel'] = state_dict['stem.0.weight']
+    with pytest.raises(ValueError, match=r'stem\.0\.weight.*stem\.0\.kernel.*patch_embeddings'):
+        load_checkpoint(small(), state_dict)
+
+
+def test_numbers_that_no_stage_has_are_not_read_as_one():
+    state_dict = torchvision(make_reference().state_dict())
+    # Blocks stand at odd numbers, a downsampling at even ones.
+    state_dict['features.2.0.block.0.weight'] = noise(8, 1, 7, 7)
+    report = load_checkpoint(small(), state_dict)
+    assert report.unexpected == ['features.2.0.block.0.weight']

@@ -1,0 +1,106 @@
+"""The command line that shows and converts checkpoints."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoint_files import make_reference, meta, meta_detector, mmpretrain, timm, torchvision
+from conftest import REPO, SMALL, run_tool
+from safetensors.torch import load_file, save_file
+
+from convnext_backbone import ConvNextBackbone, load_checkpoint
+from convnext_backbone.checkpoint import export, read_checkpoint, translate
+from convnext_backbone.checkpoint.containers import unwrap
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(
+        one[k].dtype == other[k].dtype and torch.equal(one[k], other[k]) for k in one
+    )
+
+
+def test_inspect_prints_what_a_checkpoint_is(tmp_path):
+    state_dict = ConvNextBackbone('v2-atto').half().state_dict()
+    torch.save(dict(state_dict={f'module.{k}': v for k, v in state_dict.items()}), tmp_path / 'x')
+    output = run_tool('checkpoint.py', 'inspect', 'x', cwd=tmp_path)
+    for words in (
+        'hf: Hugging Face ConvNext',
+        "torch file, key 'state_dict'",
+        "'module.'",
+        'ConvNeXt-V2-atto',
+        "arch='v2-atto', use_grn=True",
+        'layer_scale_init_value=None',
+        'float16',
+        f'{sum(v.numel() for v in state_dict.values()) / 1e6:.2f} M',
+    ):
+        assert words in output
+
+
+@pytest.mark.parametrize('out', ['out.safetensors', 'out.pth'])
+def test_convert_writes_by_the_suffix(tmp_path, out):
+    hf = make_reference(2).state_dict()
+    save_file(mmpretrain(hf), tmp_path / 'in.safetensors')
+    output = run_tool(
+        'checkpoint.py', 'convert', 'in.safetensors', out, '--to', 'timm', cwd=tmp_path
+    )
+    assert '(mmpretrain) written to' in output
+    load = load_file if out.endswith('safetensors') else lambda p: torch.load(p, weights_only=True)
+    assert same(load(tmp_path / out), timm(hf))
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        ('inspect', 'none.pth'),
+        ('inspect', 'text.pth'),
+        ('convert', 'text.pth', 'out.pth', '--to', 'meta'),
+        ('convert', 'good.pth', 'none/out.pth', '--to', 'meta'),
+        ('convert', 'good.pth', 'good.pth', '--to', 'meta'),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status(tmp_path, args):
+    (tmp_path / 'text.pth').write_text('no checkpoint')
+    torch.save(meta(make_reference().state_dict()), tmp_path / 'good.pth')
+    result = subprocess.run(
+        [sys.executable, str(REPO / 'tools/checkpoint.py'), *args],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
+    assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize('version', [1, 2])
+@pytest.mark.parametrize('to', ['hf', 'meta', 'timm'])
+def test_there_and_back_is_an_identity(to, version):
+    model = ConvNextBackbone(SMALL, use_grn=version == 2, out_features=('stage2', 'stage4'))
+    native = model.state_dict()
+    written, left = export(native, to)
+    norms = [k for k in native if k.startswith('hidden_states_norms')]
+    assert left == (norms if to == 'timm' else [])
+    back = translate(unwrap(written)).tensors
+    assert same(back, {k: v for k, v in native.items() if k not in left})
+    assert load_checkpoint(model, written, strict=True).format == to
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_formats_are_written_as_their_owners_do(version):
+    hf = make_reference(version, map_norms=True).state_dict()
+    for source in (meta, timm):
+        found = translate(unwrap(source(hf)))
+        assert same(export(found.tensors, source.__name__)[0], source(hf))
+    whole = translate(unwrap(meta_detector(hf)))
+    assert same(export(whole.tensors, 'hf')[0], hf)
+    with pytest.raises(ValueError, match="written as hf, meta, timm, not as 'torchvision'"):
+        export(whole.tensors, 'torchvision')
+
+
+def test_files_of_every_suffix_read_alike(tmp_path):
+    state_dict = torchvision(make_reference().state_dict())
+    save_file(state_dict, tmp_path / 'a.bin')
+    torch.save(state_dict, tmp_path / 'b.safetensors')
+    for name in ('a.bin', 'b.safetensors'):
+        assert same(read_checkpoint(tmp_path / name).tensors, state_dict)

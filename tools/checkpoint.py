@@ -1,0 +1,131 @@
+"""Shows what a ConvNeXt checkpoint holds, or writes it in other people's naming.
+
+python tools/checkpoint.py inspect FILE
+python tools/checkpoint.py convert FILE OUT --to {hf,meta,timm}
+
+FILE is all that init_cfg takes: a file, a Hugging Face folder, an http(s):// or hf:// address. OUT
+is written by safetensors if it ends in .safetensors, by torch otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from convnext_backbone.checkpoint import (
+    Translation,
+    export,
+    read_architecture,
+    read_checkpoint,
+    translate,
+)
+from convnext_backbone.checkpoint.formats import FORMATS, WRITABLE
+from convnext_backbone.checkpoint.names import listed
+
+# Paths and values may have brackets, which are no markup.
+console = Console(markup=False, soft_wrap=True)
+
+
+def inspect(file: str) -> None:
+    """Prints the format, architecture, tensors, dtypes and size of a checkpoint in a table."""
+    with console.status(f'reading {file}'):
+        checkpoint = read_checkpoint(file)
+    found = translate(checkpoint)
+    architecture = read_architecture(found.tensors)
+    table = Table(show_header=False, title=str(file))
+    table.add_row('format', f'{found.format}: {FORMATS[found.format].title}')
+    table.add_row('container', checkpoint.container)
+    table.add_row('prefix', repr(found.prefix))
+    table.add_row('architecture', str(architecture))
+    table.add_row('arguments', ', '.join(f'{k}={v!r}' for k, v in architecture.arguments.items()))
+    table.add_section()
+    for row in count_tensors(found).items():
+        table.add_row(*row)
+    table.add_section()
+    tensors = found.tensors.values()
+    dtypes = Counter(str(tensor.dtype).removeprefix('torch.') for tensor in tensors)
+    table.add_row('dtype', ', '.join(dtypes))
+    table.add_row('parameters', f'{sum(tensor.numel() for tensor in tensors) / 1e6:.2f} M')
+    table.add_row('size', f'{sum(tensor.nbytes for tensor in tensors) / 2**20:.2f} MiB')
+    console.print(table)
+
+
+def count_tensors(found: Translation) -> dict[str, str]:
+    """How many tensors there are of each kind, those that are no ConvNeXt's by name."""
+    starts = {
+        'encoder.': 'tensors of the stages',
+        'embeddings.': 'tensors of the stem',
+        'hidden_states_norms.': 'norms of feature maps',
+        'layernorm.': 'final norm',
+        'classifier.': 'head',
+    }
+    rows = {
+        kind: str(sum(name.startswith(start) for name in found.tensors))
+        for start, kind in starts.items()
+    }
+    reasons = Counter(found.ignored.values())
+    rows['no part of it'] = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
+    rows['unexpected'] = ', '.join(found.unexpected)
+    return {kind: row or '0' for kind, row in rows.items()}
+
+
+def convert(file: str, out: Path, to: str) -> None:
+    """Writes the tensors of a checkpoint's ConvNeXt by the names of another format.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read, or if ``out`` is the checkpoint itself.
+        FileNotFoundError: If there is no checkpoint, or no folder for ``out``.
+    """
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f'no such folder: {out.parent}')
+    if out.exists() and out.resolve() == Path(file).resolve():
+        raise ValueError(f'{out} would be overwritten by itself: name another output')
+    with console.status(f'reading {file}'):
+        found = translate(read_checkpoint(file))
+    exported, left = export(found.tensors, to)
+    # Views would take the memory they look at with them.
+    layout = torch.contiguous_format
+    tensors = {name: tensor.clone(memory_format=layout) for name, tensor in exported.items()}
+    with console.status(f'writing {out}'):
+        save(tensors, out)
+    console.print(f'{len(tensors)} tensors of {file} ({found.format}) written to {out} ({to})')
+    left += [*found.ignored, *found.unexpected]
+    if left:
+        console.print(f'{len(left)} not written, {to} has no names for them: {listed(left)}')
+
+
+def save(tensors: dict[str, Tensor], out: Path) -> None:
+    """Writes a state dict, by safetensors if the file's suffix says so."""
+    if out.suffix == '.safetensors':
+        from safetensors.torch import save_file
+
+        save_file(tensors, out, metadata={'format': 'pt'})
+    else:
+        torch.save(tensors, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest='command', required=True)
+    inspecting = commands.add_parser('inspect', help='print what a checkpoint holds')
+    inspecting.add_argument('file', help='checkpoint: file, folder or address')
+    converting = commands.add_parser('convert', help='write a checkpoint in another naming')
+    converting.add_argument('file', help='checkpoint: file, folder or address')
+    converting.add_argument('out', type=Path, help='file to write, .safetensors or .pth')
+    converting.add_argument('--to', required=True, choices=WRITABLE, help='naming to write')
+    args = vars(parser.parse_args())
+    try:
+        {'inspect': inspect, 'convert': convert}[args.pop('command')](**args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
