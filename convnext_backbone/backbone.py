@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .arch import resolve_arch
-from .checkpoint import AnyPretrainedInit, Architecture, Target, adopt_state_dict
+from .checkpoint import Architecture, LoadsAnyCheckpoint, Target
 from .encoder import ConvNextEncoder
 from .layers import ConvNextEmbeddings, ConvNextLayerNorm
 from .out_features import resolve_out_features
@@ -34,7 +34,7 @@ class ConvNextBackboneOutput:
 
 
 @MODELS.register_module()
-class ConvNextBackbone(BaseModule):
+class ConvNextBackbone(LoadsAnyCheckpoint, BaseModule):
     """ConvNeXt or ConvNeXt V2 as a feature extractor.
 
     Every map has a channels-first norm of its own and leaves contiguous in NCHW. Stages deeper than
@@ -185,25 +185,6 @@ class ConvNextBackbone(BaseModule):
         self._freeze_stages()
         return self
 
-    def init_weights(self) -> None:
-        """Initialises as ``init_cfg`` says, ``Pretrained`` entries last.
-
-        Raises:
-            ValueError, FileNotFoundError, TypeError, ImportError, OSError: As
-                :func:`convnext_backbone.load_checkpoint`, for ``Pretrained`` entries.
-        """
-        init_cfg = self.init_cfg
-        entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-        kinds = ('Pretrained', PretrainedInit)
-        self.init_cfg = [entry for entry in entries if entry['type'] not in kinds]
-        self.init_cfg += [
-            {**entry, 'type': AnyPretrainedInit} for entry in entries if entry['type'] in kinds
-        ]
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = init_cfg
-
     def checkpoint_target(self) -> Target:
         """What the loading of checkpoints needs to know of the model."""
         left_out = {
@@ -228,11 +209,6 @@ class ConvNextBackbone(BaseModule):
             return
         for module in (self.embeddings, *self.encoder.stages[: self.frozen_stages]):
             module.eval().requires_grad_(False)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        """Translates foreign names and refuses what does not fit, before anything is copied."""
-        adopt_state_dict(self.checkpoint_target(), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> ConvNextBackbone:
         """Warns when ``.to(memory_format=torch.channels_last)`` passes by."""

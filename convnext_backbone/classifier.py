@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from mmengine.model import BaseModel
@@ -10,6 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from .checkpoint import LoadsAnyCheckpoint, Target
 from .model import ConvNextModel
 from .problem_types import (
     MULTI_LABEL,
@@ -24,10 +26,12 @@ from .trunk import init_weights
 
 
 @MODELS.register_module()
-class ConvNextForImageClassification(BaseModel):
+class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
     """ConvNeXt or ConvNeXt V2 with a linear layer on the pooled features.
 
-    State-dict names are those of Hugging Face's ``ConvNextForImageClassification``.
+    State-dict names are those of Hugging Face's ``ConvNextForImageClassification``, but classifiers
+    are loaded by any naming of :data:`convnext_backbone.checkpoint.formats.FORMATS`, with their
+    head, as a whole or not at all.
 
     Args:
         arch: As of :class:`convnext_backbone.ConvNextBackbone`. Default: ``'tiny'``.
@@ -122,6 +126,18 @@ class ConvNextForImageClassification(BaseModel):
         if mode == 'loss':
             return dict(loss=self._loss(logits, data_samples))
         return self._predict(logits, data_samples)
+
+    def checkpoint_target(self) -> Target:
+        """What the loading of checkpoints needs to know of the model."""
+        head = self.classifier.state_dict(prefix='classifier.')
+        trunk = self.convnext.checkpoint_target()
+        return replace(
+            trunk,
+            name=type(self).__name__,
+            tensors={**trunk.tensors, **head},
+            left_out={'hidden_states_norms.': 'norms of maps'} if head else trunk.left_out,
+            trunk='convnext.',
+        )
 
     def _loss(self, logits: Tensor, data_samples: Sequence[BaseDataElement] | Tensor) -> Tensor:
         scores = _stack(data_samples, 'gt_score')

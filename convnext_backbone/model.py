@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from .arch import resolve_arch
+from .checkpoint import Architecture, LoadsAnyCheckpoint, Target
 from .encoder import ConvNextEncoder
 from .layers import ConvNextEmbeddings, ConvNextLayerNorm
 from .trunk import check_images, init_weights
@@ -31,10 +32,12 @@ class ConvNextModelOutput:
 
 
 @MODELS.register_module()
-class ConvNextModel(BaseModule):
+class ConvNextModel(LoadsAnyCheckpoint, BaseModule):
     """ConvNeXt or ConvNeXt V2 up to the pooled features.
 
-    State-dict names are those of Hugging Face's ``ConvNextModel`` and ``ConvNextV2Model``.
+    State-dict names are those of Hugging Face's ``ConvNextModel`` and ``ConvNextV2Model``, but
+    tensors are loaded by any naming of :data:`convnext_backbone.checkpoint.formats.FORMATS` that
+    has a final norm. They are loaded as a whole or not at all.
 
     Args:
         arch: As of :class:`convnext_backbone.ConvNextBackbone`. Default: ``'tiny'``.
@@ -49,6 +52,8 @@ class ConvNextModel(BaseModule):
         layer_norm_eps: Added to the variance by the norm of the pooled features. Default: 1e-12.
         with_cp: Whether each block recomputes its activations in the backward pass instead of
             keeping them. Default: False.
+        adapt_stem: Whether a checkpoint of RGB images may be loaded with other ``num_channels``, as
+            in :class:`convnext_backbone.ConvNextBackbone`. Default: False.
         init_cfg: As everywhere in mmengine. Default: None, which leaves the paper's initialisation.
 
     Attributes:
@@ -70,11 +75,16 @@ class ConvNextModel(BaseModule):
         layer_scale_init_value: float | None = 1e-6,
         layer_norm_eps: float = 1e-12,
         with_cp: bool = False,
+        adapt_stem: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         architecture = resolve_arch(arch, use_grn)
         depths, hidden_sizes = architecture.depths, architecture.hidden_sizes
+        if architecture.use_grn:
+            layer_scale_init_value = None
+        self.architecture = Architecture(architecture, has_layer_scale=bool(layer_scale_init_value))
+        self.adapt_stem = adapt_stem
         self.hidden_size = hidden_sizes[-1]
         self.stride = patch_size * 2 ** (len(depths) - 1)
         self.embeddings = ConvNextEmbeddings(num_channels, hidden_sizes[0], patch_size)
@@ -84,7 +94,7 @@ class ConvNextModel(BaseModule):
             drop_path_rate=drop_path_rate,
             hidden_act=hidden_act,
             use_grn=architecture.use_grn,
-            layer_scale_init_value=None if architecture.use_grn else layer_scale_init_value,
+            layer_scale_init_value=layer_scale_init_value,
             with_cp=with_cp,
         )
         self.layernorm = ConvNextLayerNorm(self.hidden_size, eps=layer_norm_eps)
@@ -111,4 +121,14 @@ class ConvNextModel(BaseModule):
             last_hidden_state=hidden_states[-1],
             pooler_output=self.layernorm(hidden_states[-1].mean(dim=(-2, -1))),
             hidden_states=hidden_states if output_hidden_states else None,
+        )
+
+    def checkpoint_target(self) -> Target:
+        """What the loading of checkpoints needs to know of the model."""
+        return Target(
+            name=type(self).__name__,
+            architecture=self.architecture,
+            tensors=self.state_dict(),
+            left_out={'hidden_states_norms.': 'norms of maps', 'classifier.': 'head'},
+            adapt_stem=self.adapt_stem,
         )

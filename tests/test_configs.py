@@ -1,4 +1,4 @@
-"""Every detector config builds through mmdet, trains a step and predicts; RoIAlign gets what it can read."""
+"""Every detector config trains a step and predicts; RoIAlign gets what it can read."""
 
 import copy
 import re
