@@ -141,16 +141,16 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
 
     def _loss(self, logits: Tensor, data_samples: Sequence[BaseDataElement] | Tensor) -> Tensor:
         scores = _stack(data_samples, 'gt_score')
-        if scores is not None:
-            # Probabilities keep to the rules of targets of several classes.
-            targets = check_labels(scores, len(logits), self.num_labels, MULTI_LABEL)
-            problem_type = self.problem_type or SINGLE_LABEL
-            return classification_loss(logits, targets, problem_type, self.label_smoothing)
-        labels = _stack(data_samples, 'gt_label')
+        labels = _stack(data_samples, 'gt_label') if scores is None else scores
         if labels is None:
             raise ValueError("mode 'loss' needs a gt_label in every data sample")
-        problem_type = self.problem_type or infer_problem_type(self.num_labels, labels)
-        labels = check_labels(labels.to(logits.device), len(logits), self.num_labels, problem_type)
+        labels = labels.to(logits.device)
+        if scores is None:
+            problem_type = rule = self.problem_type or infer_problem_type(self.num_labels, labels)
+        else:
+            # Probabilities keep to the rules of targets of several classes.
+            problem_type, rule = self.problem_type or SINGLE_LABEL, MULTI_LABEL
+        labels = check_labels(labels, len(logits), self.num_labels, rule)
         return classification_loss(logits, labels, problem_type, self.label_smoothing)
 
     def _predict(

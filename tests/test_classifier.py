@@ -325,3 +325,16 @@ def test_a_classifier_plugs_under_a_backbone(tmp_path):
     expected = model.convnext(pixel_values).last_hidden_state
     output = backbone(pixel_values, output_hidden_states=True, return_dict=True)
     assert_close(output.hidden_states[-1], expected)
+
+
+def test_stems_are_adapted_on_demand():
+    reference, written, _ = reference_checkpoint('meta', 1)
+    grey = images()[:, :1]
+    model = ConvNextForImageClassification(SMALL, num_labels=5, num_channels=1).eval()
+    with pytest.raises(ValueError, match='adapt_stem=True'):
+        load_checkpoint(model, written)
+    model = ConvNextForImageClassification(
+        SMALL, num_labels=5, num_channels=1, adapt_stem=True
+    ).eval()
+    assert load_checkpoint(model, written).adapted
+    assert_close(model(grey), reference(grey.expand(-1, 3, -1, -1)).logits)

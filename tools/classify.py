@@ -2,8 +2,8 @@
 
 python tools/classify.py IMAGE... --checkpoint FILE [--config CONFIG] [--topk 5]
 
-FILE is a checkpoint of a classifier in any naming that the package knows. What the model is and what
-is done to the images stands in a config: by default the one that tools/train.py left beside FILE.
+FILE is a checkpoint of a classifier in any naming that the package knows. The model and the reading
+of images are those of a config: by default the one that tools/train.py left beside FILE.
 """
 
 from __future__ import annotations
