@@ -1,10 +1,13 @@
 """ConvNeXt as a backbone plugin for OpenMMLab frameworks.
 
-Importing the package registers ``ConvNextBackbone`` in mmengine's root ``MODELS`` registry.
+Importing the package registers ``ConvNextBackbone``, ``ConvNextModel`` and
+``ConvNextForImageClassification`` in mmengine's root ``MODELS`` registry. What only the training of
+classifiers needs is registered by importing ``convnext_backbone.classification``.
 """
 
 from .backbone import ConvNextBackbone
 from .checkpoint import LoadReport, infer_arch, load_checkpoint
+from .classifier import ConvNextForImageClassification
 from .encoder import ConvNextEncoder, ConvNextStage
 from .layers import (
     ConvNextDropPath,
@@ -14,6 +17,7 @@ from .layers import (
     ConvNextLayerNorm,
     drop_path,
 )
+from .model import ConvNextModel
 from .safe_globals import allow_mmengine_checkpoints
 
 __version__ = '0.1.0'
@@ -23,9 +27,11 @@ __all__ = [
     'ConvNextDropPath',
     'ConvNextEmbeddings',
     'ConvNextEncoder',
+    'ConvNextForImageClassification',
     'ConvNextGRN',
     'ConvNextLayer',
     'ConvNextLayerNorm',
+    'ConvNextModel',
     'ConvNextStage',
     'LoadReport',
     'drop_path',

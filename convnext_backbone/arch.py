@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,24 @@ ARCHS = {
 }
 
 
-def resolve_arch(arch: str | Mapping) -> Arch:
+def resolve_arch(arch: str | Mapping, use_grn: bool | None = None) -> Arch:
     """Looks an architecture up, or reads it from ``dict(depths=..., hidden_sizes=...)``.
+
+    Args:
+        arch: The name, or the dict.
+        use_grn: Whether the blocks are those of ConvNeXt V2. Default: None, as the name says; those
+            of a dict are V1's.
 
     Raises:
         ValueError: If the name is unknown, if the dict has other keys, or if its two lists differ
             in length, are empty or hold anything but positive integers.
         TypeError: If ``arch`` is neither a name nor a dict.
     """
+    architecture = _look_up(arch)
+    return architecture if use_grn is None else replace(architecture, use_grn=use_grn)
+
+
+def _look_up(arch: str | Mapping) -> Arch:
     if isinstance(arch, str):
         if arch not in ARCHS:
             raise ValueError(

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .arch import Arch, resolve_arch
-from .checkpoint import AnyPretrainedInit, Architecture, Target, adopt_state_dict
+from .arch import resolve_arch
+from .checkpoint import Architecture, LoadsAnyCheckpoint, Target
 from .encoder import ConvNextEncoder
 from .layers import ConvNextEmbeddings, ConvNextLayerNorm
 from .out_features import resolve_out_features
+from .trunk import check_images, init_weights
 
 
 @dataclass
@@ -33,7 +34,7 @@ class ConvNextBackboneOutput:
 
 
 @MODELS.register_module()
-class ConvNextBackbone(BaseModule):
+class ConvNextBackbone(LoadsAnyCheckpoint, BaseModule):
     """ConvNeXt or ConvNeXt V2 as a feature extractor.
 
     Every map has a channels-first norm of its own and leaves contiguous in NCHW. Stages deeper than
@@ -100,13 +101,11 @@ class ConvNextBackbone(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        architecture = resolve_arch(arch)
+        architecture = resolve_arch(arch, use_grn)
         depths, hidden_sizes = architecture.depths, architecture.hidden_sizes
-        use_grn = architecture.use_grn if use_grn is None else use_grn
-        layer_scale_init_value = None if use_grn else layer_scale_init_value
-        self.architecture = Architecture(
-            Arch(depths, hidden_sizes, use_grn), has_layer_scale=bool(layer_scale_init_value)
-        )
+        if architecture.use_grn:
+            layer_scale_init_value = None
+        self.architecture = Architecture(architecture, has_layer_scale=bool(layer_scale_init_value))
         self.adapt_stem = adapt_stem
 
         self.stage_names = ('stem', *(f'stage{i + 1}' for i in range(len(depths))))
@@ -130,7 +129,7 @@ class ConvNextBackbone(BaseModule):
             drop_path_rate=drop_path_rate,
             num_stages=picks[-1],
             hidden_act=hidden_act,
-            use_grn=use_grn,
+            use_grn=architecture.use_grn,
             layer_scale_init_value=layer_scale_init_value,
             with_cp=with_cp,
         )
@@ -140,7 +139,7 @@ class ConvNextBackbone(BaseModule):
                 for name, channels in zip(self.out_features, self.channels, strict=True)
             }
         )
-        self.apply(_init_weights)
+        self.apply(init_weights)
         self._freeze_stages()
 
     def forward(
@@ -164,7 +163,7 @@ class ConvNextBackbone(BaseModule):
                 allowed, or if hidden states are asked for without ``return_dict=True``.
             TypeError: If the images are no tensor of real floating-point numbers.
         """
-        self._check_images(pixel_values)
+        check_images(pixel_values, self.strides[-1], self.out_features[-1])
         if output_hidden_states and not return_dict:
             raise ValueError('output_hidden_states=True needs return_dict=True to return them')
         hidden_states = self.encoder(self.embeddings(pixel_values), output_hidden_states=True)
@@ -186,25 +185,6 @@ class ConvNextBackbone(BaseModule):
         self._freeze_stages()
         return self
 
-    def init_weights(self) -> None:
-        """Initialises as ``init_cfg`` says, ``Pretrained`` entries last.
-
-        Raises:
-            ValueError, FileNotFoundError, TypeError, ImportError, OSError: As
-                :func:`convnext_backbone.load_checkpoint`, for ``Pretrained`` entries.
-        """
-        init_cfg = self.init_cfg
-        entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-        kinds = ('Pretrained', PretrainedInit)
-        self.init_cfg = [entry for entry in entries if entry['type'] not in kinds]
-        self.init_cfg += [
-            {**entry, 'type': AnyPretrainedInit} for entry in entries if entry['type'] in kinds
-        ]
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = init_cfg
-
     def checkpoint_target(self) -> Target:
         """What the loading of checkpoints needs to know of the model."""
         left_out = {
@@ -224,37 +204,11 @@ class ConvNextBackbone(BaseModule):
             adapt_stem=self.adapt_stem,
         )
 
-    def _check_images(self, pixel_values: Tensor) -> None:
-        if not isinstance(pixel_values, Tensor):
-            raise TypeError(f'the images must be a tensor, got {type(pixel_values).__name__}')
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                'the images must be a 4-D tensor (N, C, H, W), '
-                f'got shape {tuple(pixel_values.shape)}'
-            )
-        if not pixel_values.is_floating_point():
-            raise TypeError(
-                f'the images must be floating point, got {pixel_values.dtype}: '
-                'convert and normalise them first'
-            )
-        height, width = pixel_values.shape[2:]
-        smallest = self.strides[-1]
-        if min(height, width) < smallest:
-            raise ValueError(
-                f'images of {height}x{width} are too small for {self.out_features[-1]}, whose '
-                f'stride is {smallest}: the smallest size that works is {smallest}x{smallest}'
-            )
-
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
         for module in (self.embeddings, *self.encoder.stages[: self.frozen_stages]):
             module.eval().requires_grad_(False)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        """Translates foreign names and refuses what does not fit, before anything is copied."""
-        adopt_state_dict(self.checkpoint_target(), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> ConvNextBackbone:
         """Warns when ``.to(memory_format=torch.channels_last)`` passes by."""
@@ -278,10 +232,3 @@ class ConvNextBackbone(BaseModule):
             and not p.is_contiguous()
             for p in self.parameters()
         )
-
-
-def _init_weights(module: nn.Module) -> None:
-    """The official initialisation; norms, GRN and layer scale start as they are built."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import colorsys
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +47,10 @@ class Shape:
         return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
-def sample_shapes(rng: np.random.Generator, size: int) -> list[Shape]:
-    """Places one to three shapes whose circumcircles neither overlap nor leave the image."""
+def sample_shapes(rng: np.random.Generator, size: int, wanted: int) -> list[Shape]:
+    """Places up to ``wanted`` shapes whose circumcircles neither overlap nor leave the image."""
     shapes: list[Shape] = []
     placed: list[tuple[np.ndarray, float]] = []
-    wanted = rng.integers(1, 4)
     # A place may be taken: some images get fewer shapes than wanted, none gets zero.
     for _ in range(50):
         if len(shapes) == wanted:
@@ -81,15 +81,13 @@ def draw(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray
     return image.clip(0, 255).astype(np.uint8)
 
 
-def write_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
+def write_split(out: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
     """Writes the images of one split and its annotations."""
-    # The splits must differ whatever the seed.
-    rng = np.random.default_rng([seed, split == 'val'])
     category_ids = {name: i for i, name in enumerate(CLASSES, start=1)}
     images, annotations = [], []
     (out / split).mkdir(parents=True, exist_ok=True)
     for image_id in track(range(1, count + 1), description=f'{split}: {count} images'):
-        shapes = sample_shapes(rng, size)
+        shapes = sample_shapes(rng, size, wanted=rng.integers(1, 4))
         file_name = f'{image_id:06d}.png'
         cv2.imwrite(str(out / split / file_name), draw(rng, shapes, size))
         images.append(dict(id=image_id, file_name=file_name, width=size, height=size))
@@ -111,7 +109,9 @@ def write_split(out: Path, split: str, count: int, size: int, seed: int) -> None
     path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
 
-def make_shapes_dataset(out: Path, train: int, val: int, size: int, seed: int) -> None:
+def make_shapes_dataset(
+    out: Path, train: int, val: int, size: int, seed: int, write: Callable = write_split
+) -> None:
     """Writes both splits below ``out``.
 
     Args:
@@ -120,6 +120,7 @@ def make_shapes_dataset(out: Path, train: int, val: int, size: int, seed: int) -
         val: Number of validation images, at least 1.
         size: Side of the square images in pixels, at least 32.
         seed: Seed of all that is random.
+        write: Writes one split, called as :func:`write_split`, the default.
 
     Raises:
         ValueError: If a number is too small.
@@ -131,11 +132,13 @@ def make_shapes_dataset(out: Path, train: int, val: int, size: int, seed: int) -
     if seed < 0:
         raise ValueError(f'the seed must not be negative, got {seed}')
     for split, count in (('train', train), ('val', val)):
-        write_split(out, split, count, size, seed)
+        # The splits must differ whatever the seed.
+        write(out, split, count, size, np.random.default_rng([seed, split == 'val']))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(description: str, write: Callable = write_split) -> None:
+    """The command line: reads the arguments of :func:`make_shapes_dataset` and calls it."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument('out', type=Path, help='folder of the dataset')
     parser.add_argument('--train', type=int, default=200, help='training images (default: 200)')
     parser.add_argument('--val', type=int, default=40, help='validation images (default: 40)')
@@ -143,10 +146,10 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0, help='seed (default: 0)')
     args = parser.parse_args()
     try:
-        make_shapes_dataset(**vars(args))
+        make_shapes_dataset(**vars(args), write=write)
     except ValueError as error:
         parser.error(str(error))
 
 
 if __name__ == '__main__':
-    main()
+    main(__doc__.splitlines()[0])

@@ -7,7 +7,7 @@ torchrun --nproc_per_node=8 tools/test.py CONFIG CHECKPOINT --launcher pytorch
 from __future__ import annotations
 
 from cli import load_config, make_parser
-from mmdet.evaluation import DumpDetResults
+from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 
@@ -23,10 +23,15 @@ def main() -> None:
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
     if args.show_dir:
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            parser.error(f'--show-dir needs a visualization hook, {args.config} has none')
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
     runner = Runner.from_cfg(cfg)
     if args.out:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        # mmdet's own compresses masks.
+        dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+        metric = METRICS.build(dict(type=dump, out_file_path=args.out))
+        runner.test_evaluator.metrics.append(metric)
     runner.test()
 
 

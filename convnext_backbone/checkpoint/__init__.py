@@ -7,18 +7,18 @@ recognises its format in the table of ``formats`` and brings it to the project's
 
 from .architecture import Architecture, read_architecture
 from .audit import Target
-from .loading import AnyPretrainedInit, adopt_state_dict, infer_arch, load_checkpoint
+from .loading import infer_arch, load_checkpoint
+from .module import LoadsAnyCheckpoint
 from .report import LoadReport
 from .sources import read_checkpoint
 from .translate import Translation, export, translate
 
 __all__ = [
-    'AnyPretrainedInit',
     'Architecture',
     'LoadReport',
+    'LoadsAnyCheckpoint',
     'Target',
     'Translation',
-    'adopt_state_dict',
     'export',
     'infer_arch',
     'load_checkpoint',

@@ -14,6 +14,7 @@ from .translate import Translation, translate
 
 _STEM = 'embeddings.patch_embeddings.weight'
 _MAP_NORMS = 'hidden_states_norms.'
+HEAD = 'classifier.'
 
 
 @dataclass
@@ -23,10 +24,11 @@ class Target:
     Attributes:
         name: Class of the model.
         architecture: What it is.
-        tensors: Its state dict.
+        tensors: Its state dict, by native names.
         left_out: What a checkpoint may have of native names and the model has not, as prefixes of
             names to what they are.
         adapt_stem: Whether the stem's weight may be made to fit other image channels.
+        trunk: What precedes the native names of all but the head in the model's own.
     """
 
     name: str
@@ -34,6 +36,11 @@ class Target:
     tensors: dict[str, Tensor]
     left_out: dict[str, str] = field(default_factory=dict)
     adapt_stem: bool = False
+    trunk: str = ''
+
+    def own_name(self, native: str) -> str:
+        """The model's own name of a tensor."""
+        return native if native.startswith(HEAD) else self.trunk + native
 
 
 def match(
@@ -47,7 +54,7 @@ def match(
         prefix: Only names beneath it are read. Default: None, all names.
 
     Returns:
-        Tensors by the model's names, each of the model's shape, and the report.
+        Tensors by native names, each of the model's shape, and the report.
 
     Raises:
         CheckpointError: If a tensor of the model has another shape in the checkpoint or, map norms
@@ -133,7 +140,14 @@ def _explain(
     target: Target, checkpoint: Checkpoint, found: Translation, problems: dict[str, list[str]]
 ) -> str:
     theirs = read_architecture(found.tensors)
-    if theirs == target.architecture:
+    if all(name.startswith(HEAD) for names in problems.values() for name in names):
+        head = found.tensors.get(f'{HEAD}weight')
+        has = 'no head' if head is None else f'a head for num_labels={len(head)}'
+        verdict = (
+            f'but for the head this file fits, and it has {has}; '
+            'load_checkpoint(model.convnext, ...) loads all but the head'
+        )
+    elif theirs == target.architecture:
         verdict = f'this file and the model are both a {theirs}, but the file is damaged'
     else:
         arguments = ', '.join(f'{name}={value!r}' for name, value in theirs.arguments.items())

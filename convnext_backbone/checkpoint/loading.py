@@ -26,7 +26,7 @@ def load_checkpoint(
     """Loads any ConvNeXt checkpoint into a model, all of it or nothing, and logs what it loaded.
 
     Args:
-        model: A :class:`convnext_backbone.ConvNextBackbone`, or one in a distributed wrapper.
+        model: A model of this package, or one in a distributed wrapper.
         source: A file (``.pth``, ``.safetensors``, ...), a Hugging Face model folder, an http(s)
             address, ``hf://owner/name[@revision][/file]``, or a state dict in memory, in any naming
             of :data:`convnext_backbone.checkpoint.formats.FORMATS`.
@@ -48,7 +48,7 @@ def load_checkpoint(
     module = model.module if is_model_wrapper(model) else model
     if not hasattr(module, 'checkpoint_target'):
         raise TypeError(
-            f'load_checkpoint takes a ConvNextBackbone, got {type(module).__name__}: '
+            f'load_checkpoint takes a model of convnext_backbone, got {type(module).__name__}: '
             'of a detector pass its backbone, or use load_from in its config'
         )
     target = module.checkpoint_target()
@@ -98,7 +98,9 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
 
     This is for :meth:`torch.nn.Module._load_from_state_dict`, through which every loading of a
     state dict passes, be it of the model or of a larger one around it. Names that nothing explains
-    stay, and are for the caller's ``strict`` to judge; what is left out on purpose goes.
+    stay, and are for the caller's ``strict`` to judge; what is left out on purpose goes. A state
+    dict that is the model's own already, be it resumed from or handed down by a model around it,
+    passes without a word.
 
     Raises:
         CheckpointError: If the model cannot be given all it needs.
@@ -108,6 +110,9 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
         for name, tensor in state_dict.items()
         if name.startswith(prefix)
     }
+    own = {target.own_name(name): tensor for name, tensor in target.tensors.items()}
+    if own.keys() == beneath.keys() and all(_alike(beneath[name], own[name]) for name in own):
+        return
     checkpoint = unwrap(beneath, f'the state dict beneath {prefix!r}' if prefix else 'a state dict')
     tensors, report = match(target, checkpoint)
     # Without any map norms a checkpoint is of another kind of model, and strict=True has nothing
@@ -118,8 +123,12 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
     tensors |= {name: checkpoint.tensors[name] for name in report.unexpected}
     for name in beneath:
         del state_dict[prefix + name]
-    state_dict.update({prefix + name: tensor for name, tensor in tensors.items()})
+    state_dict.update({prefix + target.own_name(name): t for name, t in tensors.items()})
     report.log()
+
+
+def _alike(given: object, own: Tensor) -> bool:
+    return isinstance(given, Tensor) and given.shape == own.shape and given.is_floating_point()
 
 
 class AnyPretrainedInit(PretrainedInit):

@@ -1,0 +1,51 @@
+"""The share of images whose class is among the k most probable ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+
+@METRICS.register_module()
+class Accuracy(BaseMetric):
+    """Top-k accuracy in percent, as ``accuracy/top1``, ``accuracy/top5``.
+
+    Args:
+        topk: Every k to report. Default: (1, 5).
+        collect_device: As of mmengine's metrics. Default: ``'cpu'``.
+
+    Raises:
+        ValueError: If a k is below 1; in an evaluation, if samples have no ``gt_label`` or fewer
+            classes than k.
+    """
+
+    default_prefix = 'accuracy'
+
+    def __init__(self, topk: Sequence[int] = (1, 5), collect_device: str = 'cpu') -> None:
+        super().__init__(collect_device=collect_device)
+        if not topk or min(topk) < 1:
+            raise ValueError(f'topk must hold numbers from 1 on, got {topk}')
+        self.topk = tuple(topk)
+
+    def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
+        """Keeps, for every k, whether the label was hit."""
+        for sample in data_samples:
+            if 'gt_label' not in sample:
+                raise ValueError('the accuracy needs a gt_label in every data sample')
+            scores, label = sample['pred_score'], torch.as_tensor(sample['gt_label'])
+            if max(self.topk) > len(scores):
+                raise ValueError(
+                    f'topk={self.topk} needs as many classes, got {len(scores)}: '
+                    'lower topk of the metric'
+                )
+            ranking = scores.argsort(descending=True, stable=True)
+            rank = (ranking == label.to(ranking.device)).nonzero().item()
+            self.results.append([rank < k for k in self.topk])
+
+    def compute_metrics(self, results: list[list[bool]]) -> dict[str, float]:
+        """Averages over all images."""
+        hits = torch.tensor(results, dtype=torch.float64).mean(dim=0) * 100
+        return {f'top{k}': hit for k, hit in zip(self.topk, hits.tolist(), strict=True)}

@@ -1,0 +1,79 @@
+"""Images that lie in folders named after their classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+
+SUFFIXES = ('.jpg', '.jpeg', '.png')
+
+
+@DATASETS.register_module()
+class ImageFolder(BaseDataset):
+    """Images as ``data_root/class_name/*.jpg`` or ``*.png``, suffixes in any case.
+
+    Labels are the positions of the folders' names in their sorted order, or in the order of
+    ``metainfo['classes']`` where that is given. Samples have ``img_path`` and ``gt_label``.
+
+    Args:
+        data_root: Folder of the classes' folders.
+        metainfo: ``dict(classes=...)`` to give the classes and their order, the same for every
+            split; folders of other names are left out. Default: None, all folders.
+        **dataset_args: As of mmengine's ``BaseDataset``, such as ``pipeline``.
+
+    Raises:
+        FileNotFoundError: If ``data_root`` is no folder, has none beneath it, lacks one of
+            ``metainfo['classes']``, or if there are no images in any of them.
+    """
+
+    def __init__(self, data_root: str, metainfo: Mapping | None = None, **dataset_args) -> None:
+        metainfo = dict(metainfo or {})
+        metainfo.setdefault('classes', self._find_classes(Path(data_root)))
+        super().__init__(data_root=data_root, data_prefix={}, metainfo=metainfo, **dataset_args)
+
+    def load_data_list(self) -> list[dict]:
+        """Lists the images of all classes, sorted by name within a class."""
+        images, empty = [], []
+        for label, name in enumerate(self.metainfo['classes']):
+            folder = Path(self.data_root, name)
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f'the class {name!r} has no folder in {self.data_root}: '
+                    'make one, or name other classes in metainfo'
+                )
+            paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+            images += [dict(img_path=str(path), gt_label=label) for path in paths]
+            if not paths:
+                empty.append(name)
+        if not images:
+            raise FileNotFoundError(
+                f'no images in the {len(empty)} class folders of {self.data_root}: '
+                f'files must end in {", ".join(SUFFIXES)}'
+            )
+        if empty:
+            print_log(
+                f'No images in the class folders {", ".join(empty)} of {self.data_root}',
+                logger='current',
+                level=logging.WARNING,
+            )
+        return images
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """The class of an image, as mmengine's ``ClassBalancedDataset`` asks for it."""
+        return [self.get_data_info(idx)['gt_label']]
+
+    @staticmethod
+    def _find_classes(root: Path) -> tuple[str, ...]:
+        if not root.is_dir():
+            raise FileNotFoundError(f'data_root {str(root)!r} is no folder')
+        classes = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != '.')
+        if not classes:
+            raise FileNotFoundError(
+                f'no class folders in {root}: images must lie in {root}/CLASS_NAME/'
+            )
+        return tuple(classes)

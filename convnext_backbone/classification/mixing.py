@@ -1,0 +1,104 @@
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of whole batches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import ImgDataPreprocessor
+from mmengine.registry import MODELS
+from torch import Tensor
+from torch.distributions import Beta
+
+from ..problem_types import SINGLE_LABEL, check_labels
+
+
+@MODELS.register_module()
+class MixingDataPreprocessor(ImgDataPreprocessor):
+    """Normalises images, and in training mixes each with that at the other end of the batch.
+
+    A batch is mixed by one of the two ways, by either with the same probability, and with one ratio
+    ``lam`` for all of its images. Mixup adds ``lam`` of the one image to ``1 - lam`` of the other,
+    CutMix pastes a rectangle with ``1 - lam`` of the other's area. Data samples get the probability
+    of each class as ``gt_score``.
+
+    Args:
+        num_labels: Number of classes.
+        mixup_alpha: Mixup draws ``lam`` from Beta(alpha, alpha); 0 switches it off. Default: 0.
+        cutmix_alpha: The same of CutMix. Default: 0.
+        **normalize_args: As of mmengine's ``ImgDataPreprocessor``: ``mean``, ``std``,
+            ``bgr_to_rgb``, ...
+
+    Raises:
+        ValueError: If an alpha is negative, or both are 0; in training also if labels are out of
+            range or of another shape.
+        TypeError: In training, if labels are no class indices.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        **normalize_args,
+    ) -> None:
+        super().__init__(**normalize_args)
+        if min(mixup_alpha, cutmix_alpha) < 0 or mixup_alpha == cutmix_alpha == 0:
+            raise ValueError(
+                'mixup_alpha and cutmix_alpha must not be negative, and one must be positive, '
+                f'got {mixup_alpha} and {cutmix_alpha}'
+            )
+        self.num_labels = num_labels
+        ways = ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
+        self.ways = [(mix, Beta(alpha, alpha)) for mix, alpha in ways if alpha > 0]
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Normalises and stacks the images of a batch; in training, mixes them."""
+        data = super().forward(data, training)
+        if not training:
+            return data
+        samples = data['data_samples']
+        labels = torch.stack([torch.as_tensor(sample.gt_label) for sample in samples])
+        labels = check_labels(labels, len(samples), self.num_labels, SINGLE_LABEL)
+        mix, distribution = self.ways[torch.randint(len(self.ways), ())]
+        data['inputs'], lam = mix(data['inputs'], distribution.sample().item())
+        targets = F.one_hot(labels, self.num_labels).to(data['inputs'].dtype)
+        for sample, score in zip(samples, targets.lerp(targets.flip(0), 1 - lam), strict=True):
+            sample.gt_score = score
+        return data
+
+
+def mixup(images: Tensor, lam: float) -> tuple[Tensor, float]:
+    """Blends each image with that at the other end of the batch.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        lam: Share that an image keeps, in [0, 1].
+
+    Returns:
+        The blended images and ``lam``.
+    """
+    return images.lerp(images.flip(0), 1 - lam), lam
+
+
+def cutmix(images: Tensor, lam: float) -> tuple[Tensor, float]:
+    """Pastes a rectangle of the image at the other end of the batch into each.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        lam: Share of the area that an image is to keep, in [0, 1]. The rectangle has the image's
+            proportions and its centre anywhere in the image, which may cut it off.
+
+    Returns:
+        The images, and the share that they did keep.
+    """
+    height, width = images.shape[2:]
+    (top, bottom), (left, right) = (_interval(side, (1 - lam) ** 0.5) for side in (height, width))
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _interval(side: int, share: float) -> tuple[int, int]:
+    length = int(side * share)
+    start = torch.randint(side, ()).item() - length // 2
+    return max(start, 0), min(start + length, side)

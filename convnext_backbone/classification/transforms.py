@@ -1,0 +1,141 @@
+"""The few transforms of image classification that mmcv has not."""
+
+from __future__ import annotations
+
+import math
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.registry import TRANSFORMS
+from mmengine.structures import BaseDataElement
+
+META_KEYS = ('sample_idx', 'img_path', 'ori_shape', 'img_shape')
+
+
+@TRANSFORMS.register_module()
+class RandomResizedCrop(BaseTransform):
+    """Cuts a random rectangle out of an image and resizes it (Szegedy et al. 2015).
+
+    Reads and writes ``img``, writes ``img_shape``.
+
+    Args:
+        scale: Side of the square result in pixels.
+        area: Share of the image's area that is cut out, lowest and highest. Default: (0.08, 1).
+        ratio: Width by height of what is cut out, lowest and highest, drawn on a log scale.
+            Default: (3/4, 4/3).
+        interpolation: As of ``mmcv.imresize``. Default: ``'bilinear'``.
+    """
+
+    def __init__(
+        self,
+        scale: int,
+        area: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: str = 'bilinear',
+    ) -> None:
+        self.scale, self.area, self.ratio = scale, area, ratio
+        self.interpolation = interpolation
+
+    def transform(self, results: dict) -> dict:
+        rows, columns = random_rectangle(*results['img'].shape[:2], self.area, self.ratio)
+        results['img'] = mmcv.imresize(
+            results['img'][rows, columns],
+            (self.scale, self.scale),
+            interpolation=self.interpolation,
+        )
+        results['img_shape'] = results['img'].shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomErasing(BaseTransform):
+    """Puts noise in the place of a random rectangle (Zhong et al. 2017).
+
+    Reads and writes ``img``. Every pixel is drawn on its own, around ``mean`` with ``std``.
+
+    Args:
+        prob: Probability of erasing anything. Default: 0.25.
+        area: Share of the image's area that is erased, lowest and highest. Default: (0.02, 1/3).
+        ratio: Width by height of it, lowest and highest, drawn on a log scale.
+            Default: (0.3, 10/3).
+        mean: Of the noise, one number a channel. Default: that of ImageNet in BGR.
+        std: The same.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.25,
+        area: tuple[float, float] = (0.02, 1 / 3),
+        ratio: tuple[float, float] = (0.3, 10 / 3),
+        mean: tuple[float, ...] = (103.53, 116.28, 123.675),
+        std: tuple[float, ...] = (57.375, 57.12, 58.395),
+    ) -> None:
+        self.prob, self.area, self.ratio = prob, area, ratio
+        self.mean, self.std = mean, std
+
+    def transform(self, results: dict) -> dict:
+        if np.random.rand() >= self.prob:
+            return results
+        image = results['img'].copy()
+        rows, columns = random_rectangle(*image.shape[:2], self.area, self.ratio)
+        noise = np.random.normal(self.mean, self.std, image[rows, columns].shape)
+        image[rows, columns] = noise.round().clip(0, 255)
+        results['img'] = image
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackInputs(BaseTransform):
+    """Ends a pipeline: the image as a tensor, the rest as a data sample.
+
+    Reads ``img``, ``(H, W, C)``, and if present ``gt_label`` and what of ``meta_keys`` there is.
+    Returns ``inputs``, ``(C, H, W)``, and ``data_samples``, a ``BaseDataElement``.
+
+    Args:
+        meta_keys: What is kept as the sample's meta information. Default: index and path of the
+            image, its shape in the file and now.
+    """
+
+    def __init__(self, meta_keys: tuple[str, ...] = META_KEYS) -> None:
+        self.meta_keys = meta_keys
+
+    def transform(self, results: dict) -> dict:
+        image = np.ascontiguousarray(results['img'].transpose(2, 0, 1))
+        sample = BaseDataElement(
+            metainfo={key: results[key] for key in self.meta_keys if key in results}
+        )
+        if 'gt_label' in results:
+            sample.gt_label = torch.as_tensor(results['gt_label'])
+        return dict(inputs=torch.from_numpy(image), data_samples=sample)
+
+
+def random_rectangle(
+    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[slice, slice]:
+    """Draws a rectangle of random area, proportions and place in an image.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        area: Share of the image's area, lowest and highest.
+        ratio: Width by height, lowest and highest, drawn on a log scale.
+
+    Returns:
+        Rows and columns. Of proportions that do not fit the image, after ten draws as much as does.
+    """
+    for _ in range(10):
+        pixels = np.random.uniform(*area) * height * width
+        proportion = math.exp(np.random.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        rows, columns = (
+            max(1, round(math.sqrt(pixels / proportion))),
+            max(1, round(math.sqrt(pixels * proportion))),
+        )
+        if rows <= height and columns <= width:
+            break
+    else:
+        rows, columns = (min(height, round(width / ratio[0])), min(width, round(height * ratio[1])))
+    top = np.random.randint(height - rows + 1)
+    left = np.random.randint(width - columns + 1)
+    return slice(top, top + rows), slice(left, left + columns)

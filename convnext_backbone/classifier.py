@@ -1,0 +1,185 @@
+"""The image classifier: pre-trains a backbone, and proves a checkpoint by its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from .checkpoint import LoadsAnyCheckpoint, Target
+from .model import ConvNextModel
+from .problem_types import (
+    MULTI_LABEL,
+    PROBLEM_TYPES,
+    REGRESSION,
+    SINGLE_LABEL,
+    check_labels,
+    classification_loss,
+    infer_problem_type,
+)
+from .trunk import init_weights
+
+
+@MODELS.register_module()
+class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
+    """ConvNeXt or ConvNeXt V2 with a linear layer on the pooled features.
+
+    State-dict names are those of Hugging Face's ``ConvNextForImageClassification``, but classifiers
+    are loaded by any naming of :data:`convnext_backbone.checkpoint.formats.FORMATS`, with their
+    head, as a whole or not at all.
+
+    Args:
+        arch: As of :class:`convnext_backbone.ConvNextBackbone`. Default: ``'tiny'``.
+        num_labels: Number of logits; 0 builds no linear layer. Default: 1000.
+        problem_type: ``'regression'``, ``'single_label_classification'`` or
+            ``'multi_label_classification'``. Default: None, inferred as in the seed: a single
+            logit is a regression, several are single-label classification with labels of dtype
+            int64 or int32 (or none to infer from) and multi-label classification with others.
+        label_smoothing: Share of each label spread over all classes in the loss of single-label
+            classification, in [0, 1]. Default: 0.
+        data_preprocessor: As everywhere in mmengine. Default: None, which stacks the images.
+        init_cfg: As everywhere in mmengine. Default: None, which leaves the paper's initialisation.
+        **model_args: Further arguments of :class:`ConvNextModel`, such as ``drop_path_rate``.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message says what is.
+        TypeError: If an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        num_labels: int = 1000,
+        problem_type: str | None = None,
+        label_smoothing: float = 0.0,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | list[dict] | None = None,
+        **model_args,
+    ) -> None:
+        super().__init__(data_preprocessor or dict(type='ImgDataPreprocessor'), init_cfg)
+        if not isinstance(num_labels, int):
+            raise TypeError(f'num_labels must be an integer, got {num_labels!r}')
+        if num_labels < 0:
+            raise ValueError(f'num_labels must not be negative, got {num_labels}')
+        if problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(
+                f'problem_type must be one of {", ".join(PROBLEM_TYPES)} or None, '
+                f'got {problem_type!r}'
+            )
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f'label_smoothing must lie in [0, 1], got {label_smoothing}')
+        self.num_labels = num_labels
+        self.problem_type = problem_type
+        self.label_smoothing = label_smoothing
+        self.convnext = ConvNextModel(arch, **model_args)
+        self.classifier = nn.Identity()
+        if num_labels:
+            self.classifier = nn.Linear(self.convnext.hidden_size, num_labels)
+        self.classifier.apply(init_weights)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[BaseDataElement] | Tensor | None = None,
+        mode: str = 'tensor',
+    ) -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
+        """Computes logits, their loss, or predictions.
+
+        Args:
+            inputs: Normalised images of shape ``(N, num_channels, H, W)``.
+            data_samples: One for each image, with the label in ``gt_label``: a class index, a
+                number or a vector of ``num_labels`` numbers. Where samples have a ``gt_score``, the
+                probability of each class, it is the target in its stead (mixed images). Or the
+                labels of the batch in one tensor. Default: None, without labels.
+            mode: ``'tensor'`` (default), ``'loss'`` or ``'predict'``.
+
+        Returns:
+            The logits, ``(N, num_labels)``, or with ``num_labels=0`` the pooled features; for
+            ``'loss'`` ``dict(loss=...)``; for ``'predict'`` the data samples, or new ones, with
+            ``pred_score``, ``(num_labels,)``: probabilities, or the numbers of a regression. In
+            classification there is ``pred_label`` too: the most probable class, ``(1,)``, or all
+            that have at least a probability of 0.5.
+
+        Raises:
+            ValueError: If the mode is unknown, labels are missing, of another shape or out of
+                range, or there is no linear layer to give logits for them; also as
+                :meth:`ConvNextModel.forward`.
+            TypeError: If the labels have another dtype than the problem type asks for; also as
+                :meth:`ConvNextModel.forward`.
+        """
+        if mode not in ('tensor', 'loss', 'predict'):
+            raise ValueError(f'mode must be tensor, loss or predict, got {mode!r}')
+        if mode != 'tensor' and not self.num_labels:
+            raise ValueError(
+                f'mode {mode!r} needs logits, but num_labels=0 builds no layer for them'
+            )
+        if mode == 'loss' and data_samples is None:
+            raise ValueError("mode 'loss' needs data_samples with labels, got None")
+        logits = self.classifier(self.convnext(inputs).pooler_output)
+        if mode == 'tensor':
+            return logits
+        if mode == 'loss':
+            return dict(loss=self._loss(logits, data_samples))
+        return self._predict(logits, data_samples)
+
+    def checkpoint_target(self) -> Target:
+        """What the loading of checkpoints needs to know of the model."""
+        head = self.classifier.state_dict(prefix='classifier.')
+        trunk = self.convnext.checkpoint_target()
+        return replace(
+            trunk,
+            name=type(self).__name__,
+            tensors={**trunk.tensors, **head},
+            left_out={'hidden_states_norms.': 'norms of maps'} if head else trunk.left_out,
+            trunk='convnext.',
+        )
+
+    def _loss(self, logits: Tensor, data_samples: Sequence[BaseDataElement] | Tensor) -> Tensor:
+        scores = _stack(data_samples, 'gt_score')
+        labels = _stack(data_samples, 'gt_label') if scores is None else scores
+        if labels is None:
+            raise ValueError("mode 'loss' needs a gt_label in every data sample")
+        labels = labels.to(logits.device)
+        if scores is None:
+            problem_type = rule = self.problem_type or infer_problem_type(self.num_labels, labels)
+        else:
+            # Probabilities keep to the rules of targets of several classes.
+            problem_type, rule = self.problem_type or SINGLE_LABEL, MULTI_LABEL
+        labels = check_labels(labels, len(logits), self.num_labels, rule)
+        return classification_loss(logits, labels, problem_type, self.label_smoothing)
+
+    def _predict(
+        self, logits: Tensor, data_samples: Sequence[BaseDataElement] | Tensor | None
+    ) -> list[BaseDataElement]:
+        labels = None if data_samples is None else _stack(data_samples, 'gt_label')
+        problem_type = self.problem_type or infer_problem_type(self.num_labels, labels)
+        if data_samples is None or isinstance(data_samples, Tensor):
+            data_samples = [BaseDataElement() for _ in logits]
+        for sample, row in zip(data_samples, logits, strict=True):
+            if problem_type == REGRESSION:
+                sample.pred_score = row
+            elif problem_type == SINGLE_LABEL:
+                sample.pred_score = row.softmax(dim=0)
+                sample.pred_label = row.argmax(dim=0, keepdim=True)
+            else:
+                sample.pred_score = row.sigmoid()
+                sample.pred_label = torch.nonzero(sample.pred_score >= 0.5).flatten()
+        return list(data_samples)
+
+
+def _stack(data_samples: Sequence[BaseDataElement] | Tensor, name: str) -> Tensor | None:
+    """One field of all samples as a tensor; None if a sample lacks it."""
+    if isinstance(data_samples, Tensor):
+        return data_samples if name == 'gt_label' else None
+    if not all(name in sample for sample in data_samples):
+        return None
+    values = [torch.as_tensor(sample.get(name)) for sample in data_samples]
+    shapes = {tuple(value.shape) for value in values}
+    if len(shapes) > 1:
+        raise ValueError(f'{name} must have one shape in all data samples, got {sorted(shapes)}')
+    return torch.stack(values)

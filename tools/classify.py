@@ -1,0 +1,90 @@
+"""Prints the most probable classes of images.
+
+python tools/classify.py IMAGE... --checkpoint FILE [--config CONFIG] [--topk 5]
+
+FILE is a checkpoint of a classifier in any naming that the package knows. The model and the reading
+of images are those of a config: by default the one that tools/train.py left beside FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, init_default_scope
+
+from convnext_backbone import load_checkpoint
+
+
+def find_config(checkpoint: Path) -> Path:
+    """The config in the folder of a checkpoint.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+    """
+    configs = sorted(checkpoint.parent.glob('*.py'))
+    if len(configs) != 1:
+        raise ValueError(
+            f'{len(configs)} configs lie beside {checkpoint}: name one by --config, '
+            'such as configs/classification/convnext-t_in1k.py'
+        )
+    return configs[0]
+
+
+def read_classes(cfg: Config, checkpoint: Path) -> list[str] | None:
+    """Names of the classes: those of the config, or else of mmengine's checkpoint, or None."""
+    classes = cfg.test_dataloader.dataset.get('metainfo', {}).get('classes')
+    if classes is None and checkpoint.suffix == '.pth':
+        content = torch.load(checkpoint, map_location='cpu', weights_only=True)
+        classes = content.get('meta', {}).get('dataset_meta', {}).get('classes')
+    return classes
+
+
+def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: int) -> None:
+    """Prints, below the path of each image, its classes from the most probable one on.
+
+    Raises:
+        FileNotFoundError: If an image, the checkpoint or the config does not exist.
+        ValueError: If no config is found, or the checkpoint does not fit it or is no classifier's.
+    """
+    for path in (*images, checkpoint):
+        if not path.exists():
+            raise FileNotFoundError(f'no such file: {path}')
+    cfg = Config.fromfile(config or find_config(checkpoint))
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = MODELS.build(cfg.model).eval()
+    if model.problem_type == 'regression':
+        raise ValueError('the model is a regression, which has no probabilities')
+    load_checkpoint(model, checkpoint)
+    classes = read_classes(cfg, checkpoint) or range(model.num_labels)
+    pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
+    for path in images:
+        data = pipeline(dict(img_path=str(path)))
+        (sample,) = model.test_step({key: [value] for key, value in data.items()})
+        probabilities, labels = sample.pred_score.topk(min(topk, model.num_labels))
+        print(path)
+        for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
+            print(f'  {probability:6.1%}  {classes[label]}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE', help='image file')
+    parser.add_argument('--checkpoint', type=Path, required=True, help='checkpoint file')
+    parser.add_argument('--config', type=Path, help='config file (default: beside the checkpoint)')
+    parser.add_argument('--topk', type=int, default=5, help='classes to print (default: 5)')
+    args = parser.parse_args()
+    if args.topk < 1:
+        parser.error(f'--topk must be at least 1, got {args.topk}')
+    try:
+        classify(**vars(args))
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
