@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from mmengine.model import PretrainedInit
 
-from .audit import Target
 from .loading import AnyPretrainedInit, adopt_state_dict
 
 
 class LoadsAnyCheckpoint:
-    """Goes before ``BaseModule`` among the bases of a model that loads any known checkpoint."""
+    """Goes before ``BaseModule`` among the bases of a model that loads any known checkpoint.
 
-    def checkpoint_target(self) -> Target:
-        """What the loading of checkpoints needs to know of the model."""
-        raise NotImplementedError
+    The model describes itself by a method ``checkpoint_target()``, which returns a
+    :class:`~convnext_backbone.checkpoint.audit.Target`.
+    """
 
     def init_weights(self) -> None:
         """Initialises as ``init_cfg`` says, ``Pretrained`` entries last.
