@@ -22,7 +22,7 @@ model = dict(
 
 # RandAugment 9/0.5 in the increasing form: two operations an image, each with probability 0.5. The
 # recipe's magnitudes are normal with mean 9 (of 10) and deviation 0.5; here they are drawn evenly
-# from 8.1 to 9.9, which has the same mean and deviation.
+# from 8.1 to 9.9, which has about the same mean and deviation.
 grey = dict(prob=0.5, img_border_value=(103.53, 116.28, 123.675))
 aug_space = [
     [dict(type='mmdet.AutoContrast', prob=0.5)],
