@@ -1,13 +1,14 @@
-# make demo   trains, evaluates and draws a Mask R-CNN on generated shapes
-# make test   lint and all tests
-# Both set the environment up first: minutes once, nothing afterwards.
+# make demo       trains, evaluates and draws a Mask R-CNN on generated shapes
+# make demo-seg   the same with a UPerNet for semantic segmentation
+# make test       lint and all tests
+# All set the environment up first: minutes once, nothing afterwards.
 
 VENV := .venv
 PYTHON_VENV := $(VENV)/bin/python
 # Without nvcc, mmcv's operators are built for the CPU alone, whatever GPU there is.
 ON_CPU := CUDA_VISIBLE_DEVICES=
 
-.PHONY: help demo test clean
+.PHONY: help demo demo-seg test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -18,6 +19,9 @@ $(VENV)/ready: tools/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pypro
 
 demo: $(VENV)/ready
 	$(ON_CPU) $(PYTHON_VENV) tools/demo.py
+
+demo-seg: $(VENV)/ready
+	$(ON_CPU) $(PYTHON_VENV) tools/demo.py segmentation
 
 test: $(VENV)/ready
 	$(VENV)/bin/ruff check .
