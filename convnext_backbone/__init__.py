@@ -1,8 +1,10 @@
 """ConvNeXt as a backbone plugin for OpenMMLab frameworks.
 
 Importing the package registers ``ConvNextBackbone``, ``ConvNextModel`` and
-``ConvNextForImageClassification`` in mmengine's root ``MODELS`` registry. What only the training of
-classifiers needs is registered by importing ``convnext_backbone.classification``.
+``ConvNextForImageClassification`` in mmengine's root ``MODELS`` registry, and
+``ConvNextLayerDecayOptimWrapperConstructor`` among its constructors of optimiser wrappers. What
+only the training of classifiers needs is registered by importing
+``convnext_backbone.classification``.
 """
 
 from .backbone import ConvNextBackbone
@@ -17,6 +19,7 @@ from .layers import (
     ConvNextLayerNorm,
     drop_path,
 )
+from .lr_decay import ConvNextLayerDecayOptimWrapperConstructor
 from .model import ConvNextModel
 from .safe_globals import allow_mmengine_checkpoints
 
@@ -30,6 +33,7 @@ __all__ = [
     'ConvNextForImageClassification',
     'ConvNextGRN',
     'ConvNextLayer',
+    'ConvNextLayerDecayOptimWrapperConstructor',
     'ConvNextLayerNorm',
     'ConvNextModel',
     'ConvNextStage',
