@@ -1,6 +1,6 @@
 # DINO with four scales, ConvNeXt-T, COCO, 12 epochs, 16 images a batch.
-# A suggestion: no AP is published for it, nor was it trained here. Rate, weight decay, clipping and
-# float32 are mmdet's; the decay towards the stem replaces its tenth of the rate for the backbone.
+# A suggestion: no AP is published for it, nor was it trained here. All of the optimiser is mmdet's,
+# but that the decay towards the stem replaces its tenth of the rate for the backbone.
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 custom_imports = dict(imports=['convnext_backbone'])
 

@@ -21,6 +21,9 @@ optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     constructor='ConvNextLayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise', num_layers=12),
+    # The head's scales share their convolutions.
+    paramwise_cfg=dict(
+        decay_rate=0.8, decay_type='layer_wise', num_layers=12, bypass_duplicate=True
+    ),
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
 )
