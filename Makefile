@@ -1,9 +1,10 @@
 # make demo       trains, evaluates and draws a Mask R-CNN on generated shapes
 # make demo-seg   the same with a UPerNet for semantic segmentation
-# make test       lint and all tests
+# make test       lint and all tests; on the OneDL forks with STACK=onedl, in an environment of their own
 # All set the environment up first: minutes once, nothing afterwards.
 
-VENV := .venv
+STACK := openmmlab
+VENV := $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 PYTHON_VENV := $(VENV)/bin/python
 # Without nvcc, mmcv's operators are built for the CPU alone, whatever GPU there is.
 ON_CPU := CUDA_VISIBLE_DEVICES=
@@ -14,7 +15,7 @@ help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 $(VENV)/ready: tools/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pyproject.toml
-	tools/setup_env.sh $(VENV)
+	tools/setup_env.sh $(VENV) $(STACK)
 	touch $@
 
 demo: $(VENV)/ready
@@ -29,4 +30,4 @@ test: $(VENV)/ready
 	$(ON_CPU) $(PYTHON_VENV) -m pytest
 
 clean:
-	rm -rf $(VENV) work_dirs data/shapes
+	rm -rf .venv .venv-onedl work_dirs data/shapes

@@ -1,6 +1,5 @@
-"""Every detector config trains a step and predicts; RoIAlign gets what it can read."""
+"""The README's examples run; RoIAlign gets what it can read."""
 
-import copy
 import re
 from pathlib import Path
 
@@ -11,12 +10,8 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
-
-from convnext_backbone import ConvNextBackbone
 
 DEMO = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
-CONFIGS = [DEMO, *sorted((REPO / 'configs/detection').glob('*.py'))]
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -44,41 +39,6 @@ def build(path: Path) -> tuple[torch.nn.Module, dict]:
         with_mask=True,
     )
     return model, inputs
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_config_trains_a_step_and_predicts(path):
-    model, inputs = build(path)
-    assert isinstance(model.backbone, ConvNextBackbone)
-    model.train()
-    losses, log = model.parse_losses(
-        model(**model.data_preprocessor(copy.deepcopy(inputs), training=True), mode='loss')
-    )
-    assert all(torch.isfinite(value).all() for value in log.values())
-    losses.backward()
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert [n for n, p in trainable.items() if p.grad is None] == []
-    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
-    assert model.backbone.embeddings.patch_embeddings.weight.grad.any()
-
-    results = model.eval().test_step(inputs)
-    assert len(results) == 2
-    for result in results:
-        instances = result.pred_instances
-        assert instances.masks.shape == (len(instances.scores), *result.ori_shape)
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_optimizer_of_config_decays_no_one_dimensional_parameter(path):
-    cfg = Config.fromfile(path)
-    model = MODELS.build(cfg.model)
-    # Mixed precision only changes how gradients are scaled, and needs a GPU.
-    optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}
-    optim_wrapper.pop('loss_scale', None)
-    optimizer = build_optim_wrapper(model, optim_wrapper).optimizer
-    decays = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
-    for name, parameter in model.named_parameters():
-        assert (decays[parameter] == 0) == (parameter.ndim == 1), name
 
 
 def test_config_of_the_readme_builds(tmp_path):

@@ -1,0 +1,35 @@
+# Two-stage Deformable DETR with box refinement, ConvNeXt-T, COCO, 50 epochs, 32 images a batch.
+# A suggestion: no AP is published for it, nor was it trained here. All of the optimiser is mmdet's,
+# but that the decay towards the stem replaces its tenth of the rate for the backbone.
+_base_ = 'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
+custom_imports = dict(imports=['convnext_backbone'])
+
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ConvNextBackbone',
+        arch='tiny',
+        drop_path_rate=0.2,
+        layer_scale_init_value=1.0,
+        out_features=('stage2', 'stage3', 'stage4'),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[192, 384, 768]),
+)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    constructor='ConvNextLayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(
+        decay_rate=0.7,
+        decay_type='layer_wise',
+        num_layers=6,
+        custom_keys=dict(
+            sampling_offsets=dict(lr_mult=0.1),
+            reference_points=dict(lr_mult=0.1),
+        ),
+    ),
+    optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4),
+    clip_grad=dict(max_norm=0.1, norm_type=2),
+)

@@ -1,0 +1,27 @@
+# DINO with four scales, ConvNeXt-T, COCO, 12 epochs, 16 images a batch.
+# A suggestion: no AP is published for it, nor was it trained here. All of the optimiser is mmdet's,
+# but that the decay towards the stem replaces its tenth of the rate for the backbone.
+_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+custom_imports = dict(imports=['convnext_backbone'])
+
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ConvNextBackbone',
+        arch='tiny',
+        drop_path_rate=0.2,
+        layer_scale_init_value=1.0,
+        out_features=('stage2', 'stage3', 'stage4'),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[192, 384, 768]),
+)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    constructor='ConvNextLayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6),
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
+    clip_grad=dict(max_norm=0.1, norm_type=2),
+)

@@ -1,0 +1,36 @@
+# Mask2Former, instance segmentation, ConvNeXt-T, COCO, 50 epochs, 16 images a batch.
+# A suggestion: no AP is published for it, nor was it trained here. All of the optimiser is mmdet's,
+# but that the decay towards the stem replaces its tenth of the rate for the backbone.
+_base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'
+custom_imports = dict(imports=['convnext_backbone'])
+
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ConvNextBackbone',
+        arch='tiny',
+        drop_path_rate=0.3,
+        layer_scale_init_value=1.0,
+        out_features=('stage1', 'stage2', 'stage3', 'stage4'),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    panoptic_head=dict(in_channels=[96, 192, 384, 768]),
+)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    constructor='ConvNextLayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(
+        decay_rate=0.7,
+        decay_type='layer_wise',
+        num_layers=6,
+        custom_keys=dict(
+            query_embed=dict(decay_mult=0.0),
+            query_feat=dict(decay_mult=0.0),
+            level_embed=dict(decay_mult=0.0),
+        ),
+    ),
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=dict(max_norm=0.01, norm_type=2),
+)
