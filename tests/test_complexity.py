@@ -128,8 +128,8 @@ def test_figures_are_those_published(build, name, params, flops):
     layers = count_layers(cfg)
     assert as_printed(found['params'] / 1e6, params) == params
     assert found['flops'] == layers.total() - layers['biases']
-    # The first paper's figures hold biases and ReLUs, but none of ConvNeXt's norms. The second's hold
-    # norms as mmengine counts them, but not those over the first axis, which its code spells out.
+    # The first paper's figures hold biases and ReLUs, but none of ConvNeXt's norms. The second's
+    # hold norms as mmengine counts them, but not those over the first axis, spelt out in its code.
     left = 'last_norms' if name.startswith('v2-') else 'biases'
     assert as_printed((layers['products'] + layers[left]) / 1e9, flops) == flops
     assert found['flops'] / 1e9 == pytest.approx(float(flops), rel=0.01)
