@@ -1,8 +1,9 @@
 # make demo   trains, evaluates and draws a Mask R-CNN on generated shapes
-# make test   lint and all tests
-# Both set the environment up first: minutes once, nothing afterwards.
+# make test   lint and all tests; with STACK=onedl on the OneDL forks, in an environment of their own
+# All set the environment up first: minutes once, nothing afterwards.
 
-VENV := .venv
+STACK := openmmlab
+VENV := $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 PYTHON_VENV := $(VENV)/bin/python
 # Without nvcc, mmcv's operators are built for the CPU alone, whatever GPU there is.
 ON_CPU := CUDA_VISIBLE_DEVICES=
@@ -13,7 +14,7 @@ help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 $(VENV)/ready: tools/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pyproject.toml
-	tools/setup_env.sh $(VENV)
+	tools/setup_env.sh $(VENV) $(STACK)
 	touch $@
 
 demo: $(VENV)/ready
@@ -25,4 +26,4 @@ test: $(VENV)/ready
 	$(ON_CPU) $(PYTHON_VENV) -m pytest
 
 clean:
-	rm -rf $(VENV) work_dirs data/shapes
+	rm -rf .venv .venv-onedl work_dirs data/shapes

@@ -11,6 +11,7 @@ from .backbone import ConvNextBackbone
 from .checkpoint import LoadReport, infer_arch, load_checkpoint
 from .classifier import ConvNextForImageClassification
 from .encoder import ConvNextEncoder, ConvNextStage
+from .fsdp import convnext_auto_wrap_policy
 from .layers import (
     ConvNextDropPath,
     ConvNextEmbeddings,
@@ -38,6 +39,7 @@ __all__ = [
     'ConvNextModel',
     'ConvNextStage',
     'LoadReport',
+    'convnext_auto_wrap_policy',
     'drop_path',
     'infer_arch',
     'load_checkpoint',

@@ -125,7 +125,7 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # FSDP holds every parameter as a flat shard.
         with FullyShardedDataParallel.summon_full_params(model, writeback=False):
             names = model.named_parameters()
-            self._ndims = {_WRAPPERS.sub('', name): p.ndim for name, p in names}
+            self._shapes = {_WRAPPERS.sub('', name): p.shape for name, p in names}
         self._names = {p: _WRAPPERS.sub('', name) for name, p in model.named_parameters()}
         return super().__call__(model)
 
@@ -181,7 +181,9 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _is_exempt(self, name: str) -> bool:
         """Whether the papers' recipes give the parameter no weight decay."""
-        return self._ndims[name] <= 1 or name.endswith('.bias') or name.endswith('.grn.weight')
+        return (
+            len(self._shapes[name]) <= 1 or name.endswith('.bias') or name.endswith('.grn.weight')
+        )
 
     def _log(self, groups: list[dict], num_layers: int) -> None:
         """Logs one line a group."""
@@ -189,7 +191,7 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for group in groups:
             layer = group['layer_id']
             title = 'the rest' if layer > num_layers else f'layer {layer}'
-            count = sum(p.numel() for p in group['params'])
+            count = sum(self._shapes[self._names[p]].numel() for p in group['params'])
             lines.append(
                 f'{title:<10}{group["lr_scale"]:>10.4f}{group["lr"]:>12.3e}'
                 f'{group["weight_decay"]:>8.4g}{len(group["params"]):>9}{count:>13,}'

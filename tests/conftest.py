@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from convnext_backbone.safe_globals import allow_mmengine_checkpoints
+
 REPO = Path(__file__).resolve().parents[1]
 
 # A four-stage architecture small enough for float64 and for every subset of its maps.
@@ -37,6 +39,12 @@ def run_tool(name: str, *args: object, cwd: Path, launcher: tuple = (sys.executa
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
+
+
+def load_whole(path: Path) -> object:
+    """Reads all that is in an mmengine checkpoint, whatever was loaded in this process before."""
+    allow_mmengine_checkpoints()
+    return torch.load(path, map_location='cpu', weights_only=True)
 
 
 @pytest.fixture(autouse=True)

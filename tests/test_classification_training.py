@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run_tool
+from conftest import REPO, load_whole, run_tool
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
@@ -146,7 +146,7 @@ def test_training_resumes_with_averaged_weights(folder):
             cwd=folder,
         )
     assert 'resumed epoch: 1' in output
-    saved = torch.load(folder / 'averaged/epoch_2.pth', weights_only=True)
+    saved = load_whole(folder / 'averaged/epoch_2.pth')
     source = {k.removeprefix('module.'): v for k, v in saved['ema_state_dict'].items()}
     assert source.pop('steps') == 4
     assert source.keys() == saved['state_dict'].keys()
@@ -183,7 +183,7 @@ def test_classify_prints_the_right_classes(trained):
 
 def load_trained(folder):
     model = ConvNextForImageClassification('atto', num_labels=3).eval()
-    saved = torch.load(folder / 'run/epoch_10.pth', weights_only=True)
+    saved = load_whole(folder / 'run/epoch_10.pth')
     model.load_state_dict(saved['state_dict'], strict=True)
     return model
 

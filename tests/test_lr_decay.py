@@ -1,10 +1,11 @@
 """Layer-wise and stage-wise learning rates against the official rule, name by name."""
 
 import logging
+import re
 
 import pytest
 import torch
-from conftest import SMALL, randomize
+from conftest import REPO, SMALL, randomize
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
@@ -158,6 +159,18 @@ def test_backbone_is_found_under_another_name_and_in_wrappers(tmp_path):
         for n, g in groups.items()
     }
     assert actual == expected
+
+
+def test_example_of_the_readme_builds():
+    blocks = re.findall(r'```python\n(.*?)```', (REPO / 'README.md').read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if 'decay_rate' in block]
+    names = {}
+    exec(block, names)
+    model = Detector(arch=SMALL)
+    groups = groups_by_name(model, build_optim_wrapper(model, names['optim_wrapper']))
+    assert groups['head.weight']['lr'] == 1e-4
+    stem = groups['backbone.embeddings.patch_embeddings.weight']
+    assert stem['lr'] == pytest.approx(1e-4 * 0.95**7)
 
 
 def test_custom_keys_multiply_the_scale_and_may_set_the_decay():

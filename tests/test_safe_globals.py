@@ -1,19 +1,20 @@
 """mmengine's checkpoints load under ``weights_only=True``, and nothing more dangerous does."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_whole
 from mmengine.logging import HistoryBuffer
-
-import convnext_backbone  # noqa: F401
 
 
 def load_with(content, path):
-    """Writes ``content`` beside weights and reads all back as mmengine does."""
+    """Writes ``content`` beside weights and reads all back."""
     torch.save({'state_dict': {'weight': torch.ones(2)}, 'extra': content}, path)
-    return torch.load(path, map_location='cpu')['extra']
+    return load_whole(path)['extra']
 
 
 class Call:
@@ -50,7 +51,7 @@ def test_arrays_written_by_numpy_1_come_back(tmp_path):
     # The old file format of torch is a plain pickle, in which numpy's name can be replaced.
     torch.save({'a': np.arange(3)}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b'cnumpy._core.', b'cnumpy.core.'))
-    assert torch.load(path)['a'].tolist() == [0, 1, 2]
+    assert load_whole(path)['a'].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,14 @@ def test_code_is_not_run(content, name, tmp_path, capsys):
     with pytest.raises(pickle.UnpicklingError, match=name):
         load_with(content, tmp_path / 'bad.pth')
     assert 'code has run' not in capsys.readouterr().out
+
+
+def test_importing_the_package_is_enough(tmp_path):
+    buffer = HistoryBuffer([1.0], [1])
+    torch.save(buffer, tmp_path / 'file.pth')
+    script = 'import sys, torch, convnext_backbone; print(torch.load(sys.argv[1]).current())'
+    command = [sys.executable, '-c', script, str(tmp_path / 'file.pth')]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == '1.0\n'
 
 
 @pytest.mark.parametrize('owner', [HistoryBuffer, np.ndarray])

@@ -50,12 +50,35 @@ def test_annotations_fit_the_pixels(dataset, split, count):
         assert np.ptp(ground) < 12, 'the ground is grey'
 
 
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_masks_fit_the_polygons(dataset, split):
+    coco = COCO(dataset / f'annotations/instances_{split}.json')
+    names = sorted(info['file_name'] for info in coco.imgs.values())
+    assert sorted(path.name for path in (dataset / 'masks' / split).iterdir()) == names
+    seen = set()
+    for image_id, info in coco.imgs.items():
+        path = dataset / 'masks' / split / info['file_name']
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert mask.shape == (info['height'], info['width'])
+        assert mask.dtype == np.uint8
+        expected = np.zeros_like(mask)
+        for annotation in coco.loadAnns(coco.getAnnIds(image_id)):
+            expected[coco.annToMask(annotation) > 0] = annotation['category_id']
+        assert set(np.unique(mask)) == set(np.unique(expected)), 'labels'
+        # OpenCV also paints the pixels that the edge only touches, two in a row at a sharp tip.
+        edge = cv2.morphologyEx(expected, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8)) > 0
+        assert (mask == expected)[~edge].all()
+        assert (mask != expected).mean() < 0.02
+        seen |= set(np.unique(mask))
+    assert seen == {0, 1, 2, 3}
+
+
 def test_the_same_arguments_give_the_same_files(dataset, tmp_path):
     args = ('--train', 12, '--val', 5, '--size', 96)
     for seed in (3, 4):
         run_tool('make_shapes_dataset.py', seed, *args, '--seed', seed, cwd=tmp_path)
     files = sorted(path.relative_to(dataset) for path in dataset.rglob('*.*'))
-    assert len(files) == 12 + 5 + 2
+    assert len(files) == 2 * (12 + 5) + 2
     for path in files:
         content = (dataset / path).read_bytes()
         assert (tmp_path / '3' / path).read_bytes() == content

@@ -1,9 +1,8 @@
-"""Real runs of the command lines on generated shapes: train, test, resume, two processes."""
+"""Real runs of the command lines on generated shapes: train, test, resume."""
 
 import json
 import pickle
 import re
-import sys
 from pathlib import Path
 
 import cv2
@@ -85,29 +84,3 @@ def test_training_resumes_where_it_stopped(trained):
 def test_out_must_be_a_pickle(tmp_path):
     with pytest.raises(AssertionError, match=r'\.pkl'):
         run_tool('test.py', CONFIG, 'none.pth', '--out', 'predictions.json', cwd=tmp_path)
-
-
-def test_two_processes_train_a_backbone_cut_short(trained, tmp_path):
-    """Under DDP, a parameter without gradient is an error: none may exist."""
-    folder, _ = trained
-    options = [
-        'train_cfg.max_epochs=1',
-        'train_dataloader.dataset.indices=16',
-        'val_dataloader.dataset.indices=2',
-        "model.backbone.out_features=('stage1','stage3')",
-        'model.neck.in_channels=[40,160]',
-        'model.neck.num_outs=2',
-        'model.rpn_head.anchor_generator.strides=[4,16]',
-        'model.roi_head.bbox_roi_extractor.featmap_strides=[4,16]',
-        'model.roi_head.mask_roi_extractor.featmap_strides=[4,16]',
-    ]
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
-    torchrun += ['--master_port', '29751']
-    output = run_tool(
-        *('train.py', CONFIG, '--launcher', 'pytorch', '--work-dir', tmp_path / 'run'),
-        *('--cfg-options', *options),
-        cwd=folder,
-        launcher=torchrun,
-    )
-    assert 'Distributed training: True' in output
-    assert 'Saving checkpoint at 1 epochs' in output

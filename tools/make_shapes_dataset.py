@@ -1,11 +1,12 @@
-"""Writes a COCO-format instance dataset of coloured shapes: a detection task learned in minutes.
+"""Writes a dataset of coloured shapes: detection and segmentation tasks learned in minutes.
 
     python tools/make_shapes_dataset.py OUT --train 200 --val 40 --size 128 --seed 0
 
 Every image holds one to three circles, squares and triangles that do not overlap, each class near
 a hue of its own, on noisy grey ground. The layout of OUT is that of COCO: ``train/``, ``val/`` and
-``annotations/instances_{train,val}.json`` with boxes and polygons. The same arguments give the same
-dataset.
+``annotations/instances_{train,val}.json`` with boxes and polygons. That of mmseg has the classes of
+all pixels in ``masks/{train,val}/``, under the images' names: 0 is background, 1 to 3 are the
+classes. The same arguments give the same dataset.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import colorsys
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,22 +75,38 @@ def draw(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray
     for shape in shapes:
         hue = (CLASSES[shape.name][1] + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 360 / 360
         rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
-        # OpenCV counts from the centre of the first pixel, COCO from its corner; 4 fractional bits.
-        corners = np.round((shape.corners - 0.5) * 16).astype(np.int32)
-        cv2.fillPoly(image, [corners], [255 * c for c in reversed(rgb)], cv2.LINE_AA, shift=4)
+        fill(image, shape, [255 * c for c in reversed(rgb)], cv2.LINE_AA)
     image += rng.normal(0, 12, image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
 
+def draw_mask(shapes: list[Shape], size: int) -> np.ndarray:
+    """Paints classes, ``(size, size)`` uint8: 0 is background, 1 the first of ``CLASSES``."""
+    mask = np.zeros((size, size), np.uint8)
+    for shape in shapes:
+        fill(mask, shape, 1 + list(CLASSES).index(shape.name), cv2.LINE_8)
+    return mask
+
+
+def fill(image: np.ndarray, shape: Shape, color: Sequence[float] | int, line_type: int) -> None:
+    """Fills a shape in place."""
+    # OpenCV counts from the centre of the first pixel, COCO from its corner; 4 fractional bits.
+    corners = np.round((shape.corners - 0.5) * 16).astype(np.int32)
+    cv2.fillPoly(image, [corners], color, line_type, shift=4)
+
+
 def write_split(out: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
-    """Writes the images of one split and its annotations."""
+    """Writes the images of one split, its annotations and its masks."""
     category_ids = {name: i for i, name in enumerate(CLASSES, start=1)}
     images, annotations = [], []
-    (out / split).mkdir(parents=True, exist_ok=True)
+    masks = out / 'masks' / split
+    for folder in (out / split, masks):
+        folder.mkdir(parents=True, exist_ok=True)
     for image_id in track(range(1, count + 1), description=f'{split}: {count} images'):
         shapes = sample_shapes(rng, size, wanted=rng.integers(1, 4))
         file_name = f'{image_id:06d}.png'
         cv2.imwrite(str(out / split / file_name), draw(rng, shapes, size))
+        cv2.imwrite(str(masks / file_name), draw_mask(shapes, size))
         images.append(dict(id=image_id, file_name=file_name, width=size, height=size))
         for shape in shapes:
             annotations.append(

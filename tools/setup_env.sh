@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# Sets up the development environment in a virtual environment, from nothing to mmdet with working
-# operators. Usage: tools/setup_env.sh VENV   (PYTHON chooses the interpreter, default python3.11)
+# Sets up the development environment in a virtual environment, from nothing to mmdet and mmseg with
+# working operators. Usage: tools/setup_env.sh VENV [STACK]
+# STACK is openmmlab (default) or onedl, whose mmcv is another package; the two cannot share a VENV.
+# PYTHON chooses the interpreter, default python3.11.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
+stack=${2:-openmmlab}
 python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 log=$venv/mmcv-build.log
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+case $stack in
+    openmmlab) mmcv=mmcv ;;
+    onedl) mmcv=onedl-mmcv ;;
+    *) echo "STACK must be openmmlab or onedl, not $stack" >&2; exit 1 ;;
+esac
 
 say() { printf '\n== %s\n' "$*"; }
 pip_install() { "$venv/bin/python" -m pip install -c requirements/constraints.txt "$@"; }
@@ -24,7 +32,7 @@ PY
 
 # Runs pip in the background and says every half minute how far the compiler is.
 build_mmcv() {
-    pip_install -v --no-build-isolation "$@" mmcv >>"$log" 2>&1 &
+    pip_install -v --no-build-isolation "$@" "$mmcv" >>"$log" 2>&1 &
     local build=$! seconds=0
     while kill -0 "$build" 2>/dev/null; do
         sleep 1
@@ -48,7 +56,7 @@ pip_install -q -r requirements/build.txt
 
 : >"$log"
 if ! operators_work; then
-    say 'Installing mmcv; its operators are compiled once: about 6 to 9 minutes on 2 cores'
+    say "Installing $mmcv; its operators are compiled once: about 6 to 9 minutes on 2 cores"
     # Without nvcc only the CPU operators can be built, and mmcv wants CUDA's wherever it sees a GPU.
     command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=
     export MMCV_WITH_OPS=1
@@ -58,8 +66,8 @@ if ! operators_work; then
     operators_work || { tail -n 20 "$log"; echo "mmcv's operators do not work, see $log" >&2; exit 1; }
 fi
 
-say 'Installing mmdet, the test tools and this package'
-pip_install -q --no-build-isolation -r requirements/dev.txt -e .
+say 'Installing mmdet, mmseg, the test tools and this package'
+pip_install -q --no-build-isolation -r "requirements/$stack.txt" -r requirements/dev.txt -e .
 
 # A slim system has no libGL: the same OpenCV without windows takes its place.
 "$venv/bin/python" -c 'import cv2' 2>/dev/null ||

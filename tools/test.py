@@ -7,8 +7,41 @@ torchrun --nproc_per_node=8 tools/test.py CONFIG CHECKPOINT --launcher pytorch
 from __future__ import annotations
 
 from cli import load_config, make_parser
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
+
+
+class DumpSegments(DumpResults):
+    """Leaves mmseg's logits out: those of ADE20K would take hundreds of gigabytes."""
+
+    def process(self, data_batch: object, predictions: list[dict]) -> None:
+        """Keeps all else of the predictions for the file."""
+        kept = [{k: v for k, v in p.items() if k != 'seg_logits'} for p in predictions]
+        super().process(data_batch, kept)
+
+
+def build_dump(cfg: Config, path: str) -> DumpResults:
+    """Builds what writes the predictions to a pickle file."""
+    scope = cfg.get('default_scope')
+    if scope == 'mmseg':
+        return DumpSegments(path)
+    # mmdet's own compresses masks.
+    dump = 'DumpDetResults' if scope == 'mmdet' else 'DumpResults'
+    return METRICS.build(dict(type=dump, out_file_path=path))
+
+
+def draw_to(cfg: Config, folder: str) -> None:
+    """Makes the config's visualization hook draw all test images to a folder."""
+    hook = cfg.default_hooks.visualization
+    hook.draw = True
+    if cfg.get('default_scope') == 'mmseg':
+        # Its hook draws one of 50 unless told, to where the visualizer keeps all that it is given.
+        hook.interval = 1
+        cfg.visualizer.save_dir = folder
+    else:
+        hook.test_out_dir = folder
 
 
 def main() -> None:
@@ -25,13 +58,10 @@ def main() -> None:
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             parser.error(f'--show-dir needs a visualization hook, {args.config} has none')
-        cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
+        draw_to(cfg, args.show_dir)
     runner = Runner.from_cfg(cfg)
     if args.out:
-        # mmdet's own compresses masks.
-        dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
-        metric = METRICS.build(dict(type=dump, out_file_path=args.out))
-        runner.test_evaluator.metrics.append(metric)
+        runner.test_evaluator.metrics.append(build_dump(cfg, args.out))
     runner.test()
 
 

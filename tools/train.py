@@ -1,13 +1,14 @@
 """Trains the model of a config.
 
 python tools/train.py CONFIG [--work-dir DIR] [--amp] [--resume [CHECKPOINT]]
-torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytorch
+tools/dist_train.sh CONFIG GPUS      # on several GPUs and machines
 """
 
 from __future__ import annotations
 
 from cli import load_config, make_parser
 from mmengine.config import Config
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 
@@ -38,7 +39,9 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    Runner.from_cfg(cfg).train()
+    # Strategies such as FSDP need runner_type='FlexibleRunner'.
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, is_main_process
 
+from ..safe_globals import allow_mmengine_checkpoints
 from .containers import Checkpoint, unwrap
 
 # What a model folder keeps its weights in, the first one present counts.
@@ -97,6 +98,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(path: Path) -> object:
+    # Another loader may have taken back what the import allowed: onedl-mmengine's does.
+    allow_mmengine_checkpoints()
     try:
         # Training scripts keep their arguments beside the weights; a namespace runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]), path.open('rb') as file:

@@ -1,0 +1,22 @@
+# SegFormer's all-MLP head, ConvNeXt-T, ADE20K, 160k iterations: UPerNet's recipe, another head.
+# No mIoU is published for it with this backbone, and it was not trained here.
+_base_ = [
+    '../_base_/models/segformer_convnext.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    '../_base_/schedules/convnext_amp-160k.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+crop_size = (512, 512)
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(
+        drop_path_rate=0.4,
+        layer_scale_init_value=1.0,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    decode_head=dict(num_classes=150),
+)
+
+train_dataloader = dict(batch_size=2)  # 8 GPUs x 2 images = 16 a batch

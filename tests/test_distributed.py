@@ -1,0 +1,74 @@
+"""Several processes: the launcher of the command line, and FSDP with our blocks as its units."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPO, run_tool
+
+from convnext_backbone import ConvNextStage, convnext_auto_wrap_policy
+
+CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
+
+
+def dist_train(*args: object, **options) -> subprocess.CompletedProcess:
+    command = ['bash', REPO / 'tools/dist_train.sh', *args]
+    return subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def test_two_processes_train_a_backbone_cut_short(tmp_path, monkeypatch):
+    """Under DDP, a parameter without gradient is an error: none may exist."""
+    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 16, '--val', 2, cwd=tmp_path)
+    options = [
+        'train_cfg.max_epochs=1',
+        "model.backbone.out_features=('stage1','stage3')",
+        'model.neck.in_channels=[40,160]',
+        'model.neck.num_outs=2',
+        'model.rpn_head.anchor_generator.strides=[4,16]',
+        'model.roi_head.bbox_roi_extractor.featmap_strides=[4,16]',
+        'model.roi_head.mask_roi_extractor.featmap_strides=[4,16]',
+    ]
+    monkeypatch.setenv('PYTHON', sys.executable)
+    monkeypatch.setenv('PORT', '29751')
+    result = dist_train(CONFIG, 2, '--work-dir', 'run', '--cfg-options', *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert 'Distributed training: True' in result.stdout
+    assert 'GPU number: 2' in result.stdout
+    assert 'Saving checkpoint at 1 epochs' in result.stdout
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'slurm_train.sh'])
+def test_launchers_without_arguments_say_how_they_are_used(script):
+    result = subprocess.run(
+        ['bash', str(REPO / 'tools' / script)], stderr=subprocess.PIPE, text=True
+    )
+    assert result.returncode == 2
+    assert f'tools/{script}' in result.stderr
+
+
+def test_fsdp_wraps_blocks_and_only_them():
+    stage = ConvNextStage(4, 8, depth=2)
+    wrapped = [m for m in stage.modules() if convnext_auto_wrap_policy(m, False, 0)]
+    assert wrapped == list(stage.layers)
+    assert convnext_auto_wrap_policy(stage, True, 0)
+
+
+def test_one_step_under_fsdp_equals_the_step_without_it():
+    script = Path(__file__).with_name('fsdp_step.py')
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
+    result = subprocess.run(
+        [*torchrun, '--master_port', '29752', str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    for line in ('units: 8, blocks: 7', 'same settings: True', 'same parameters: True'):
+        assert result.stdout.count(line) == 2, result.stdout

@@ -1,0 +1,210 @@
+"""Every segmentor config trains a step and predicts; the recipes are the paper's."""
+
+import pytest
+import torch
+from conftest import REPO
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from mmengine.structures import PixelData
+from torch import nn
+
+from convnext_backbone import ConvNextBackbone
+
+FOLDER = REPO / 'configs/segmentation'
+DEMO = REPO / 'configs/demo/upernet_convnext-atto_shapes.py'
+CONFIGS = [DEMO, *sorted(FOLDER.glob('*.py'))]
+# ConvNeXt, ADE20K: crop, parameters in millions, multiply-adds in billions, drop path, learning
+# rate, num_layers of its decay, file of the pre-trained weights.
+PAPER = {
+    't_upernet_amp-160k_ade20k-512x512': (512, 60, 939, 0.4, 1e-4, 6, 'tiny_1k_224_ema'),
+    's_upernet_amp-160k_ade20k-512x512': (512, 82, 1027, 0.3, 1e-4, 12, 'small_1k_224_ema'),
+    'b_in1k-pre_upernet_amp-160k_ade20k-512x512': (
+        512,
+        122,
+        1170,
+        0.4,
+        1e-4,
+        12,
+        'base_1k_224_ema',
+    ),
+    'b_in22k-pre_upernet_amp-160k_ade20k-640x640': (640, 122, 1828, 0.4, 1e-4, 12, 'base_22k_224'),
+    'l_in22k-pre_upernet_amp-160k_ade20k-640x640': (640, 235, 2458, 0.4, 1e-4, 12, 'large_22k_224'),
+    'xl_in22k-pre_upernet_amp-160k_ade20k-640x640': (
+        *(640, 391, 3335, 0.4, 8e-5, 12),
+        'xlarge_22k_224',
+    ),
+}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _mmseg_scope():
+    from mmseg.utils import register_all_modules
+
+    register_all_modules()
+
+
+def load_paper(name: str) -> Config:
+    return Config.fromfile(FOLDER / f'convnext-{name}.py')
+
+
+def build_on_meta(cfg: Config) -> nn.Module:
+    """The whole model, without memory for its weights."""
+    with torch.device('meta'):
+        return MODELS.build({**cfg.model, 'data_preprocessor': None})
+
+
+def narrow(cfg: Config) -> Config:
+    """Shrinks widths, depths and crop, all else as it is: the large ones take gigabytes."""
+    model, widths = cfg.model, [8, 16, 24, 32]
+    model.data_preprocessor.size = (64, 64)
+    model.backbone.arch = dict(depths=[1, 1, 3, 1], hidden_sizes=widths)
+    if 'neck' in model:
+        model.neck.update(in_channels=widths, out_channels=16)
+        model.decode_head.update(in_channels=[16] * 4)
+    else:
+        model.decode_head.in_channels = widths
+    model.decode_head.channels = 16
+    if model.get('auxiliary_head'):
+        assert model.auxiliary_head.in_index == 2, 'the auxiliary head is on stage 3'
+        model.auxiliary_head.update(in_channels=widths[2], channels=16)
+    if model.test_cfg.mode == 'slide':
+        model.test_cfg.update(crop_size=(64, 64), stride=(42, 42))
+    return cfg
+
+
+def make_inputs(num_classes: int, *shapes: tuple[int, int]) -> dict:
+    """A batch of random images with random labels, some of them to be ignored."""
+    from mmseg.structures import SegDataSample
+
+    inputs = dict(inputs=[], data_samples=[])
+    for shape in shapes:
+        sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape))
+        labels = torch.randint(num_classes, (1, *shape))
+        labels[:, :5] = 255
+        sample.gt_sem_seg = PixelData(data=labels)
+        inputs['inputs'].append(torch.randint(256, (3, *shape), dtype=torch.uint8))
+        inputs['data_samples'].append(sample)
+    return inputs
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_config_trains_a_step_and_predicts(path):
+    cfg = narrow(Config.fromfile(path))
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    assert isinstance(model.backbone, ConvNextBackbone)
+    num_classes = model.decode_head.num_classes
+    assert num_classes == (4 if path == DEMO else 150)
+    inputs = make_inputs(num_classes, (64, 64), (56, 64))
+    data = model.train().data_preprocessor(inputs, training=True)
+    assert data['inputs'].shape == (2, 3, 64, 64)
+    losses, log = model.parse_losses(model(**data, mode='loss'))
+    assert all(torch.isfinite(value).all() for value in log.values())
+    assert ('aux.loss_ce' in log) == ('upernet' in path.stem and path != DEMO)
+    losses.backward()
+    assert all(p.requires_grad for p in model.parameters())
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model.backbone.embeddings.patch_embeddings.weight.grad.any()
+
+    (result,) = model.eval().test_step(make_inputs(num_classes, (96, 128)))
+    assert result.seg_logits.data.shape == (num_classes, 96, 128)
+    assert torch.equal(result.pred_sem_seg.data, result.seg_logits.data.argmax(0, keepdim=True))
+
+
+@pytest.mark.parametrize('path', sorted(FOLDER.glob('*.py')), ids=lambda path: path.stem)
+def test_learning_rates_fall_stage_by_stage(path):
+    cfg = Config.fromfile(path)
+    model = build_on_meta(cfg)
+    # Mixed precision only changes how gradients are scaled, and needs a GPU.
+    optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}
+    assert optim_wrapper.pop('loss_scale') == 'dynamic'
+    optimizer = build_optim_wrapper(model, optim_wrapper).optimizer
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults['betas'] == (0.9, 0.999)
+    groups = {p: group for group in optimizer.param_groups for p in group['params']}
+    top = cfg.optim_wrapper.paramwise_cfg.num_layers + 1
+    for name, parameter in model.named_parameters():
+        if name.startswith('backbone.embeddings') or '.downsampling_layer.' in name:
+            layer = 0
+        elif name.startswith('backbone.encoder.stages.'):
+            layer = int(name.split('.')[3]) + 1
+        else:
+            layer = top
+        rate = cfg.optim_wrapper.optimizer.lr * 0.9 ** (top - layer)
+        assert groups[parameter]['lr'] == pytest.approx(rate), name
+        assert groups[parameter]['weight_decay'] == (0.05 if parameter.ndim > 1 else 0), name
+
+
+@pytest.mark.parametrize('name', PAPER)
+def test_recipes_are_the_papers(name):
+    crop, _, _, drop_path_rate, rate, num_layers, weights = PAPER[name]
+    cfg = load_paper(name)
+    assert cfg.default_scope == 'mmseg'
+    assert cfg.custom_imports.imports == ['convnext_backbone']
+    backbone = cfg.model.backbone
+    assert (backbone.drop_path_rate, backbone.layer_scale_init_value) == (drop_path_rate, 1.0)
+    url = f'https://dl.fbaipublicfiles.com/convnext/convnext_{weights}.pth'
+    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=url)
+    assert weights.startswith(backbone.arch if 'arch' in backbone else 'tiny')
+
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.optimizer.lr == rate
+    decay = dict(decay_rate=0.9, decay_type='stage_wise', num_layers=num_layers)
+    assert cfg.optim_wrapper.paramwise_cfg == decay
+    assert cfg.train_cfg.max_iters == 160_000
+    warm_up, decrease = cfg.param_scheduler
+    assert (warm_up.start_factor, warm_up.end) == (1e-6, 1500)
+    assert (decrease.power, decrease.begin, decrease.end) == (1.0, 1500, 160_000)
+    assert not warm_up.by_epoch and not decrease.by_epoch
+
+    assert cfg.train_dataloader.batch_size == 2
+    random_crop = cfg.train_dataloader.dataset.pipeline[3]
+    assert random_crop.type == 'RandomCrop'
+    assert cfg.model.data_preprocessor.size == random_crop.crop_size == (crop, crop)
+    stride = {512: 341, 640: 426}[crop]
+    assert cfg.model.test_cfg == dict(mode='slide', crop_size=(crop,) * 2, stride=(stride,) * 2)
+
+
+def count_as_published(model: nn.Module, height: int, width: int) -> int:
+    """Counts as the OpenMMLab of the paper's time did.
+
+    One for each multiply-add of convolutions and linear layers, bias and ReLU, two for each element
+    that is batch-normalised, one for each that is pooled; none for all else.
+    """
+    counts = []
+
+    def hook(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            count = output.numel() * module.weight[0].numel()
+            counts.append(count + (0 if module.bias is None else output.numel()))
+        elif isinstance(module, nn.Linear):
+            counts.append((inputs[0].numel() + 1) * module.out_features)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            counts.append(2 * output.numel())
+        elif isinstance(module, nn.ReLU):
+            counts.append(output.numel())
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            counts.append(inputs[0].numel())
+
+    for module in model.modules():
+        module.register_forward_hook(hook)
+    with torch.no_grad():
+        model(torch.empty(1, 3, height, width, device='meta'), mode='tensor')
+    return sum(counts)
+
+
+@pytest.mark.parametrize('name', PAPER)
+def test_size_and_cost_are_the_papers(name, monkeypatch):
+    monkeypatch.syspath_prepend(REPO / 'tools')
+    from complexity import measure
+
+    crop, params, flops, *_ = PAPER[name]
+    cfg = load_paper(name)
+    found = measure(cfg, (crop, 4 * crop))
+    assert round(found['params'] / 1e6) == params
+    model = revert_sync_batchnorm(build_on_meta(cfg)).eval()
+    assert round(count_as_published(model, crop, 4 * crop) / 1e9) == flops
+    # mmengine also counts layer normalisation and the resizing of maps, about 0.1 % of the whole.
+    assert 0 < found['flops'] / 1e9 - flops < 2e-3 * flops

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Trains under Slurm: tools/slurm_train.sh PARTITION CONFIG GPUS_PER_NODE [arguments of tools/train.py]
+# Environment: NNODES (default 1), CPUS_PER_TASK (16), PORT (29500), SRUN_ARGS.
+# Slurm starts one tools/dist_train.sh on each machine, the first of them is the master.
+set -euo pipefail
+if (($# < 3)); then
+    sed -n '2,3s/^# //p' "$0" >&2
+    exit 2
+fi
+partition=$1 gpus=$3
+export NNODES=${NNODES:-1} DIST_TRAIN=$(dirname "$0")/dist_train.sh
+# shellcheck disable=SC2016,SC2086
+exec srun --partition "$partition" --job-name "$(basename "$2" .py)" \
+    --nodes "$NNODES" --ntasks-per-node 1 --gpus-per-node "$gpus" \
+    --cpus-per-task "${CPUS_PER_TASK:-16}" ${SRUN_ARGS:-} \
+    bash -c 'NODE_RANK=$SLURM_NODEID \
+        MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) \
+        exec "$DIST_TRAIN" "$@"' dist_train "${@:2}"
