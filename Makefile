@@ -1,5 +1,6 @@
-# make demo   trains, evaluates and draws a Mask R-CNN on generated shapes
-# make test   lint and all tests; with STACK=onedl on the OneDL forks, in an environment of their own
+# make demo       trains, evaluates and draws a Mask R-CNN on generated shapes
+# make demo-seg   the same with a UPerNet for semantic segmentation
+# make test       lint and all tests; on the OneDL forks with STACK=onedl, in an environment of their own
 # All set the environment up first: minutes once, nothing afterwards.
 
 STACK := openmmlab
@@ -8,7 +9,7 @@ PYTHON_VENV := $(VENV)/bin/python
 # Without nvcc, mmcv's operators are built for the CPU alone, whatever GPU there is.
 ON_CPU := CUDA_VISIBLE_DEVICES=
 
-.PHONY: help demo test clean
+.PHONY: help demo demo-seg test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -19,6 +20,9 @@ $(VENV)/ready: tools/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pypro
 
 demo: $(VENV)/ready
 	$(ON_CPU) $(PYTHON_VENV) tools/demo.py
+
+demo-seg: $(VENV)/ready
+	$(ON_CPU) $(PYTHON_VENV) tools/demo.py segmentation
 
 test: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -1,9 +1,9 @@
-"""The whole way from nothing to a detector that has learned, on generated shapes.
+"""The whole way from nothing to a model that has learned, on generated shapes.
 
-    python tools/demo.py [--work-dir work_dirs/demo]
+    python tools/demo.py [detection|segmentation] [--work-dir DIR]
 
-Generates the data, trains the demo's Mask R-CNN, evaluates its checkpoint with COCO's metrics and
-draws its predictions. Exits with 1 when the detector has not learned.
+Generates the data, trains the demo's Mask R-CNN or UPerNet, evaluates its checkpoint with COCO's
+metrics or mIoU and draws its predictions. Exits with 1 when the model has not learned.
 """
 
 from __future__ import annotations
@@ -11,65 +11,131 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from figures import draw_curve, draw_predictions
+from figures import draw_curve, draw_instances, draw_segments
 from make_shapes_dataset import make_shapes_dataset
 from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-CONFIG = Path(__file__).parents[1] / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
-# What the detector must reach on the validation images.
-BARS = {'coco/bbox_mAP': 0.55, 'coco/segm_mAP': 0.70}
+CONFIGS = Path(__file__).parents[1] / 'configs/demo'
 
 
-def print_results(metrics: dict[str, float], seconds: float) -> None:
-    """Prints the metrics, their bars and the training time in one table."""
-    table = Table(title='Mask R-CNN, ConvNeXt-atto, generated shapes')
+@dataclass(frozen=True)
+class Task:
+    """One demo.
+
+    Attributes:
+        config: Name of the config file.
+        model: What the config trains, for the reader.
+        minutes: About how long the training takes on 2 cores.
+        work_dir: Default folder of what it writes.
+        metrics: Keys of the metrics to print, by their names.
+        bars: What the validation images must reach at least, by name, of 1.
+        perfect: What the framework calls a perfect score.
+        curves: Names of the metrics in the figure of the training.
+        draw: Draws predictions of a runner to a file.
+    """
+
+    config: str
+    model: str
+    minutes: int
+    work_dir: str
+    metrics: dict[str, str]
+    bars: dict[str, float]
+    perfect: float
+    curves: tuple[str, ...]
+    draw: Callable[[Runner, Path], None]
+
+
+TASKS = {
+    'detection': Task(
+        config='mask-rcnn_convnext-atto_fpn_shapes.py',
+        model='Mask R-CNN, ConvNeXt-atto',
+        minutes=3,
+        work_dir='work_dirs/demo',
+        metrics={
+            'box mAP': 'coco/bbox_mAP',
+            'box AP50': 'coco/bbox_mAP_50',
+            'mask mAP': 'coco/segm_mAP',
+            'mask AP50': 'coco/segm_mAP_50',
+        },
+        bars={'box mAP': 0.55, 'mask mAP': 0.70},
+        perfect=1,
+        curves=('box mAP', 'mask mAP'),
+        draw=draw_instances,
+    ),
+    'segmentation': Task(
+        config='upernet_convnext-atto_shapes.py',
+        model='UPerNet, ConvNeXt-atto',
+        minutes=2,
+        work_dir='work_dirs/demo-seg',
+        metrics={'mIoU': 'mIoU', 'mean accuracy': 'mAcc', 'pixel accuracy': 'aAcc'},
+        bars={'mIoU': 0.80},
+        perfect=100,
+        curves=('mIoU',),
+        draw=draw_segments,
+    ),
+}
+
+
+def print_results(task: Task, scores: dict[str, float], seconds: float) -> None:
+    """Prints the scores, their bars and the training time in one table."""
+    table = Table(title=f'{task.model}, generated shapes')
     for column in ('', 'reached', 'at least'):
         table.add_column(column)
-    for name, key in (
-        ('box mAP', 'coco/bbox_mAP'),
-        ('box AP50', 'coco/bbox_mAP_50'),
-        ('mask mAP', 'coco/segm_mAP'),
-        ('mask AP50', 'coco/segm_mAP_50'),
-    ):
-        table.add_row(name, f'{metrics[key]:.3f}', f'{BARS[key]:.2f}' if key in BARS else '')
+    for name, score in scores.items():
+        table.add_row(name, f'{score:.3f}', f'{task.bars[name]:.2f}' if name in task.bars else '')
     table.add_row('training', f'{int(seconds) // 60} min {int(seconds) % 60:02d} s', '')
     Console().print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--work-dir', default='work_dirs/demo', help='(default: %(default)s)')
+    parser.add_argument(
+        'task', nargs='?', choices=TASKS, default='detection', help='(default: %(default)s)'
+    )
+    parser.add_argument(
+        '--work-dir',
+        help='(default: work_dirs/demo for detection, work_dirs/demo-seg for segmentation)',
+    )
     args = parser.parse_args()
+    task = TASKS[args.task]
 
-    cfg = Config.fromfile(CONFIG)
-    cfg.work_dir = args.work_dir
+    cfg = Config.fromfile(CONFIGS / task.config)
+    cfg.work_dir = args.work_dir or task.work_dir
     print(f'Generating the shapes in {cfg.data_root}')
     make_shapes_dataset(Path(cfg.data_root), train=200, val=40, size=128, seed=0)
 
-    print('Training: about 3 minutes on 2 cores')
+    print(f'Training: about {task.minutes} minutes on 2 cores')
     runner = Runner.from_cfg(cfg)
     started = time.perf_counter()
     runner.train()
     seconds = time.perf_counter() - started
 
     # From the file, not from memory: what was saved is what others will use.
-    runner.load_checkpoint(find_latest_checkpoint(args.work_dir))
+    runner.load_checkpoint(find_latest_checkpoint(cfg.work_dir))
     metrics = runner.test()
-    predictions, curve = Path(args.work_dir) / 'predictions.png', Path(args.work_dir) / 'curve.png'
-    draw_predictions(runner, predictions)
-    scalars = Path(runner.log_dir) / 'vis_data/scalars.json'
-    draw_curve(scalars, len(runner.train_dataloader), curve)
+    scores = {name: metrics[key] / task.perfect for name, key in task.metrics.items()}
+    predictions, curve = (Path(cfg.work_dir) / name for name in ('predictions.png', 'curve.png'))
+    task.draw(runner, predictions)
+    draw_curve(
+        Path(runner.log_dir) / 'vis_data/scalars.json',
+        len(runner.train_dataloader),
+        {name: task.metrics[name] for name in task.curves},
+        task.perfect,
+        curve,
+    )
 
-    print_results(metrics, seconds)
+    print_results(task, scores, seconds)
     print(f'{predictions}\n{curve}')
-    missed = [key for key, bar in BARS.items() if metrics[key] < bar]
+    missed = [name for name, bar in task.bars.items() if scores[name] < bar]
     if missed:
-        sys.exit(f'The detector has not learned: {", ".join(missed)} below the bar.')
+        sys.exit(f'The model has not learned: {", ".join(missed)} below the bar.')
 
 
 if __name__ == '__main__':

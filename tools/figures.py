@@ -1,4 +1,4 @@
-"""Two figures about a trained detector: what it predicts and how it learned."""
+"""Figures about a trained model: what it predicts and how it learned."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import matplotlib
 import mmcv
 import numpy as np
 import torch
-from mmdet.structures import DetDataSample
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.runner import Runner
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
 
 # Labels have a fixed size: small images are enlarged until a label fits beside its object.
 DRAWN_SIDE = 384
@@ -32,7 +31,18 @@ def _enlarge(instances: InstanceData, factor: int) -> InstanceData:
 
 
 @torch.no_grad()
-def draw_predictions(runner: Runner, path: Path, count: int = 8, score_thr: float = 0.6) -> None:
+def _predict(runner: Runner, count: int) -> list[BaseDataElement]:
+    """Predictions on the first test images, beside their ground truth."""
+    runner.model.eval()
+    samples: list[BaseDataElement] = []
+    for data in runner.test_dataloader:
+        samples += runner.model.test_step(data)
+        if len(samples) >= count:
+            break
+    return [sample.cpu() for sample in samples[:count]]
+
+
+def draw_instances(runner: Runner, path: Path, count: int = 8, score_thr: float = 0.6) -> None:
     """Draws ground truth (left) and prediction (right) of the first test images.
 
     Args:
@@ -41,20 +51,15 @@ def draw_predictions(runner: Runner, path: Path, count: int = 8, score_thr: floa
         count: Number of images, an even one. Default: 8.
         score_thr: Predictions of a lower score are left out. Default: 0.6.
     """
-    runner.model.eval()
+    from mmdet.visualization import DetLocalVisualizer
+
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = runner.test_dataloader.dataset.metainfo
-    samples: list[DetDataSample] = []
-    for data in runner.test_dataloader:
-        samples += runner.model.test_step(data)
-        if len(samples) >= count:
-            break
     figure, axes = plt.subplots(count // 2, 2, figsize=(12, 1.6 * count), layout='constrained')
-    for axis, sample in zip(axes.flat, samples, strict=False):
+    for axis, sample in zip(axes.flat, _predict(runner, count), strict=False):
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         factor = -(-DRAWN_SIDE // max(image.shape[:2]))
         image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-        sample = sample.cpu()
         sample.gt_instances = _enlarge(sample.gt_instances, factor)
         sample.pred_instances = _enlarge(sample.pred_instances, factor)
         visualizer.add_datasample(sample.img_path, image, sample, pred_score_thr=score_thr)
@@ -66,13 +71,46 @@ def draw_predictions(runner: Runner, path: Path, count: int = 8, score_thr: floa
     plt.close(figure)
 
 
-def draw_curve(scalars: Path, iterations_per_epoch: int, path: Path) -> None:
-    """Draws loss and mAP over iterations.
+def draw_segments(runner: Runner, path: Path, count: int = 8) -> None:
+    """Draws image, ground truth and prediction of the first test images, a legend above them.
+
+    Args:
+        runner: A runner with a trained segmentor and an annotated test set.
+        path: File of the figure.
+        count: Number of images, an even one. Default: 8.
+    """
+    meta = runner.test_dataloader.dataset.metainfo
+    palette = np.array(meta['palette'], np.uint8)
+    figure, axes = plt.subplots(count // 2, 2, figsize=(12, 1.1 * count), layout='constrained')
+    for axis, sample in zip(axes.flat, _predict(runner, count), strict=False):
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        labels = (sample.gt_sem_seg.data[0], sample.pred_sem_seg.data[0])
+        axis.imshow(np.hstack([image, *(palette[label.numpy()] for label in labels)]))
+        for i in (1, 2):
+            axis.axvline(i * image.shape[1] - 0.5, color='white')
+        name = Path(sample.img_path).name
+        axis.set_title(f'{name}: image | ground truth | prediction', fontsize=10)
+        axis.axis('off')
+    patches = [
+        Patch(color=color / 255, label=name)
+        for color, name in zip(palette, meta['classes'], strict=True)
+    ]
+    figure.legend(handles=patches, loc='outside upper center', ncols=len(patches))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_curve(
+    scalars: Path, iterations_per_epoch: int, metrics: dict[str, str], perfect: float, path: Path
+) -> None:
+    """Draws the loss and metrics over iterations.
 
     Args:
         scalars: The JSON lines that mmengine's LocalVisBackend wrote: training lines by iteration,
             validation lines by epoch.
         iterations_per_epoch: Length of the training dataloader.
+        metrics: Keys of the metrics, by their names.
+        perfect: What the framework calls a perfect score; drawn as 1.
         path: File of the figure.
     """
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
@@ -80,12 +118,11 @@ def draw_curve(scalars: Path, iterations_per_epoch: int, path: Path) -> None:
     figure, loss_axis = plt.subplots(figsize=(8, 4.5), layout='constrained')
     loss_axis.plot(*losses.T, color='tab:gray', label='training loss')
     loss_axis.set(xlabel='iteration', ylabel='loss', ylim=(0, None))
-    map_axis = loss_axis.twinx()
-    for kind, name in (('bbox', 'box mAP'), ('segm', 'mask mAP')):
-        key = f'coco/{kind}_mAP'
-        scores = np.array([(line['step'], line[key]) for line in lines if key in line])
-        map_axis.plot(scores[:, 0] * iterations_per_epoch, scores[:, 1], 'o-', label=name)
-    map_axis.set(ylabel='mAP on the validation images', ylim=(0, 1))
-    figure.legend(loc='outside upper center', ncols=3)
+    score_axis = loss_axis.twinx()
+    for name, key in metrics.items():
+        scores = np.array([(line['step'], line[key] / perfect) for line in lines if key in line])
+        score_axis.plot(scores[:, 0] * iterations_per_epoch, scores[:, 1], 'o-', label=name)
+    score_axis.set(ylabel=f'{", ".join(metrics)} on the validation images', ylim=(0, 1))
+    figure.legend(loc='outside upper center', ncols=1 + len(metrics))
     figure.savefig(path, dpi=100)
     plt.close(figure)

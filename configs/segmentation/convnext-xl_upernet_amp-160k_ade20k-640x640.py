@@ -1,7 +1,7 @@
 # UPerNet, ConvNeXt-XL, ADE20K, 160k iterations (ConvNeXt, appendix A.3; official repository).
 # Published with ImageNet-22K pre-training: mIoU 53.6 (single scale), 54.0 (multi-scale),
 # 391 M parameters, 3335 GFLOPs at 2560 x 640.
-_base_ = './convnext-b_in22k-pre_upernet_amp-160k_ade20k-640x640.py'
+_base_ = './convnext-b-in22k-pre_upernet_amp-160k_ade20k-640x640.py'
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_xlarge_22k_224.pth'
 model = dict(

@@ -1,7 +1,7 @@
 # UPerNet, ConvNeXt-L, ADE20K, 160k iterations (ConvNeXt, appendix A.3; official repository).
 # Published with ImageNet-22K pre-training: mIoU 53.2 (single scale), 53.7 (multi-scale),
 # 235 M parameters, 2458 GFLOPs at 2560 x 640.
-_base_ = './convnext-b_in22k-pre_upernet_amp-160k_ade20k-640x640.py'
+_base_ = './convnext-b-in22k-pre_upernet_amp-160k_ade20k-640x640.py'
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_large_22k_224.pth'
 model = dict(

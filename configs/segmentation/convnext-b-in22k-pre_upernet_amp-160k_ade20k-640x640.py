@@ -4,7 +4,7 @@
 _base_ = [
     '../_base_/models/upernet_convnext.py',
     'mmseg::_base_/datasets/ade20k_640x640.py',
-    '../_base_/schedules/convnext_amp-160k.py',
+    '../_base_/schedules/adamw-stage-decay_amp_160k.py',
     'mmseg::_base_/default_runtime.py',
 ]
 
