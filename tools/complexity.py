@@ -90,8 +90,6 @@ class OutsideOfTrace(TorchDispatchMode):
         self._thread = ThreadPoolExecutor(1)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution.default:
-            raise NotImplementedError('only convolutions in two dimensions can be counted')
         if func is torch.ops.aten._convolution.default:
             func, args = torch.ops.aten.convolution.default, args[:9]
         return self._thread.submit(self._run, func, args, kwargs or {}).result()
@@ -114,6 +112,8 @@ class ConvolutionsInTrace(TorchFunctionMode):
             return self._convolve(*args, **(kwargs or {}))
         if func is F.conv_transpose2d:
             return self._convolve_transposed(*args, **(kwargs or {}))
+        if func in (F.conv1d, F.conv3d, F.conv_transpose1d, F.conv_transpose3d):
+            raise NotImplementedError(f'{func.__name__} cannot be counted, only two dimensions can')
         return func(*args, **(kwargs or {}))
 
     @staticmethod
