@@ -1,5 +1,7 @@
 """Every segmentor config trains a step and predicts; the recipes are the paper's."""
 
+import re
+
 import pytest
 import torch
 from conftest import REPO
@@ -15,15 +17,14 @@ from convnext_backbone import ConvNextBackbone
 FOLDER = REPO / 'configs/segmentation'
 DEMO = REPO / 'configs/demo/upernet_convnext-atto_shapes.py'
 CONFIGS = [DEMO, *sorted(FOLDER.glob('*.py'))]
-# ConvNeXt, ADE20K: crop, parameters in millions, multiply-adds in billions, drop path, learning
-# rate, num_layers of its decay, file of the pre-trained weights.
+# ConvNeXt, ADE20K: crop, drop path, learning rate, num_layers of its decay, pre-trained weights.
 PAPER = {
-    't': (512, 60, 939, 0.4, 1e-4, 6, 'tiny_1k_224_ema'),
-    's': (512, 82, 1027, 0.3, 1e-4, 12, 'small_1k_224_ema'),
-    'b-in1k-pre': (512, 122, 1170, 0.4, 1e-4, 12, 'base_1k_224_ema'),
-    'b-in22k-pre': (640, 122, 1828, 0.4, 1e-4, 12, 'base_22k_224'),
-    'l': (640, 235, 2458, 0.4, 1e-4, 12, 'large_22k_224'),
-    'xl': (640, 391, 3335, 0.4, 8e-5, 12, 'xlarge_22k_224'),
+    't': (512, 0.4, 1e-4, 6, 'tiny_1k_224_ema'),
+    's': (512, 0.3, 1e-4, 12, 'small_1k_224_ema'),
+    'b-in1k-pre': (512, 0.4, 1e-4, 12, 'base_1k_224_ema'),
+    'b-in22k-pre': (640, 0.4, 1e-4, 12, 'base_22k_224'),
+    'l': (640, 0.4, 1e-4, 12, 'large_22k_224'),
+    'xl': (640, 0.4, 8e-5, 12, 'xlarge_22k_224'),
 }
 
 
@@ -107,6 +108,20 @@ def test_config_trains_a_step_and_predicts(path):
     assert torch.equal(result.pred_sem_seg.data, result.seg_logits.data.argmax(0, keepdim=True))
 
 
+def test_config_of_the_readme_trains(tmp_path):
+    blocks = re.findall(r'```python\n(.*?)```', (REPO / 'README.md').read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if 'mmseg::' in block]
+    path = tmp_path / 'config.py'
+    path.write_text(block)
+    cfg = Config.fromfile(path)
+    cfg.model.data_preprocessor.size = (64, 64)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    data = model.data_preprocessor(make_inputs(150, (64, 64), (64, 64)), training=True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    assert loss.isfinite()
+    assert type(build_optim_wrapper(model, cfg.optim_wrapper).optimizer) is torch.optim.AdamW
+
+
 @pytest.mark.parametrize('path', sorted(FOLDER.glob('*.py')), ids=lambda path: path.stem)
 def test_learning_rates_fall_stage_by_stage(path):
     cfg = Config.fromfile(path)
@@ -133,7 +148,7 @@ def test_learning_rates_fall_stage_by_stage(path):
 
 @pytest.mark.parametrize('name', PAPER)
 def test_recipes_are_the_papers(name):
-    crop, _, _, drop_path_rate, rate, num_layers, weights = PAPER[name]
+    crop, drop_path_rate, rate, num_layers, weights = PAPER[name]
     cfg = load_paper(name)
     assert cfg.default_scope == 'mmseg'
     assert cfg.custom_imports.imports == ['convnext_backbone']
@@ -159,46 +174,3 @@ def test_recipes_are_the_papers(name):
     assert cfg.model.data_preprocessor.size == random_crop.crop_size == (crop, crop)
     stride = {512: 341, 640: 426}[crop]
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(crop,) * 2, stride=(stride,) * 2)
-
-
-def count_as_published(model: nn.Module, height: int, width: int) -> int:
-    """Counts as the OpenMMLab of the paper's time did.
-
-    One for each multiply-add of convolutions and linear layers, bias and ReLU, two for each element
-    that is batch-normalised, one for each that is pooled; none for all else.
-    """
-    counts = []
-
-    def hook(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            count = output.numel() * module.weight[0].numel()
-            counts.append(count + (0 if module.bias is None else output.numel()))
-        elif isinstance(module, nn.Linear):
-            counts.append((inputs[0].numel() + 1) * module.out_features)
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            counts.append(2 * output.numel())
-        elif isinstance(module, nn.ReLU):
-            counts.append(output.numel())
-        elif isinstance(module, nn.AdaptiveAvgPool2d):
-            counts.append(inputs[0].numel())
-
-    for module in model.modules():
-        module.register_forward_hook(hook)
-    with torch.no_grad():
-        model(torch.empty(1, 3, height, width, device='meta'), mode='tensor')
-    return sum(counts)
-
-
-@pytest.mark.parametrize('name', PAPER)
-def test_size_and_cost_are_the_papers(name, monkeypatch):
-    monkeypatch.syspath_prepend(REPO / 'tools')
-    from complexity import measure
-
-    crop, params, flops, *_ = PAPER[name]
-    cfg = load_paper(name)
-    found = measure(cfg, (crop, 4 * crop))
-    assert round(found['params'] / 1e6) == params
-    model = revert_sync_batchnorm(build_on_meta(cfg)).eval()
-    assert round(count_as_published(model, crop, 4 * crop) / 1e9) == flops
-    # mmengine also counts layer normalisation and the resizing of maps, about 0.1 % of the whole.
-    assert 0 < found['flops'] / 1e9 - flops < 2e-3 * flops
