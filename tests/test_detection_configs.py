@@ -1,6 +1,7 @@
 """Every detector config trains a step and predicts; the published ones are the paper's recipes."""
 
 import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ RECIPES = {
 @pytest.fixture(autouse=True, scope='module')
 def _mmdet_scope():
     register_all_modules()
+
+
+@cache
+def read(path: Path) -> Config:
+    return Config.fromfile(path)
+
+
+def load(path: Path) -> Config:
+    """Reads a config once, and gives a copy to change."""
+    return copy.deepcopy(read(path))
 
 
 def reader_of_maps(model: ConfigDict) -> ConfigDict:
@@ -83,7 +94,7 @@ def demo_inputs(model: ConfigDict) -> dict:
 
 @every_config
 def test_config_trains_a_step_and_predicts(path):
-    cfg = Config.fromfile(path)
+    cfg = load(path)
     inputs = demo_inputs(cfg.model)
     narrow(cfg.model)
     model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
@@ -119,7 +130,7 @@ def check_prediction(result, model: ConfigDict) -> None:
 
 @every_config
 def test_config_builds_in_full_with_an_optimizer_that_spares_biases_and_norms(path):
-    cfg = Config.fromfile(path)
+    cfg = load(path)
     with torch.device('meta'):
         model = MODELS.build(copy.deepcopy(cfg.model))
     assert list(reader_of_maps(cfg.model).in_channels) == model.backbone.channels
@@ -140,7 +151,7 @@ def test_config_builds_in_full_with_an_optimizer_that_spares_biases_and_norms(pa
 def test_recipe_is_the_published_one(name):
     arch, pretraining, drop_path, lr, decay_rate, num_layers = RECIPES[name]
     path = REPO / f'configs/detection/{name}_fpn_amp-ms-crop-3x_coco.py'
-    cfg = Config.fromfile(path)
+    cfg = load(path)
     backbone, optim_wrapper = cfg.model.backbone, cfg.optim_wrapper
     assert backbone.arch == arch
     assert Path(backbone.init_cfg.checkpoint).name.startswith(f'convnext_{arch}_{pretraining}_224')
