@@ -43,7 +43,7 @@ def build(path: Path) -> tuple[torch.nn.Module, dict]:
 
 def test_config_of_the_readme_builds(tmp_path):
     path = tmp_path / 'config.py'
-    path.write_text(readme_block('mmdet::'))
+    path.write_text(readme_block('custom_imports'))
     model, inputs = build(path)
     assert model.backbone.channels == [96, 192, 384, 768]
     losses = model(**model.data_preprocessor(inputs, training=True), mode='loss')

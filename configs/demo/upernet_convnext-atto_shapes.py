@@ -2,7 +2,7 @@
 # cores. The data comes from: python tools/make_shapes_dataset.py data/shapes
 _base_ = [
     '../_base_/models/upernet_convnext.py',
-    'mmseg::_base_/default_runtime.py',
+    '../_base_/segmentation_runtime.py',
 ]
 
 metainfo = dict(
@@ -92,5 +92,5 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=max_epochs),
     visualization=dict(type='SegVisualizationHook'),
 )
-log_processor = dict(by_epoch=True, window_size=10)
+log_processor = dict(window_size=10)
 randomness = dict(seed=0)

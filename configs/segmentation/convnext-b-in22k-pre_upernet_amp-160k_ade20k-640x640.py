@@ -3,9 +3,9 @@
 # 122 M parameters, 1828 GFLOPs at 2560 x 640.
 _base_ = [
     '../_base_/models/upernet_convnext.py',
-    'mmseg::_base_/datasets/ade20k_640x640.py',
+    '../_base_/datasets/ade20k_640x640.py',
     '../_base_/schedules/adamw-stage-decay_amp_160k.py',
-    'mmseg::_base_/default_runtime.py',
+    '../_base_/segmentation_runtime.py',
 ]
 
 crop_size = (640, 640)
@@ -18,10 +18,8 @@ model = dict(
         layer_scale_init_value=1.0,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
     ),
-    decode_head=dict(in_channels=[128, 256, 512, 1024], num_classes=150),
-    auxiliary_head=dict(in_channels=512, num_classes=150),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
     test_cfg=dict(mode='slide', crop_size=crop_size, stride=(426, 426)),
 )
-
-train_dataloader = dict(batch_size=2)  # 8 GPUs x 2 images = 16 a batch
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=12))

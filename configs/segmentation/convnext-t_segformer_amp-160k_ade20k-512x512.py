@@ -2,9 +2,9 @@
 # No mIoU is published for it with this backbone, and it was not trained here.
 _base_ = [
     '../_base_/models/segformer_convnext.py',
-    'mmseg::_base_/datasets/ade20k.py',
+    '../_base_/datasets/ade20k_512x512.py',
     '../_base_/schedules/adamw-stage-decay_amp_160k.py',
-    'mmseg::_base_/default_runtime.py',
+    '../_base_/segmentation_runtime.py',
 ]
 
 crop_size = (512, 512)
@@ -16,7 +16,4 @@ model = dict(
         layer_scale_init_value=1.0,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
     ),
-    decode_head=dict(num_classes=150),
 )
-
-train_dataloader = dict(batch_size=2)  # 8 GPUs x 2 images = 16 a batch

@@ -3,9 +3,9 @@
 # 60 M parameters, 939 GFLOPs at 2048 x 512.
 _base_ = [
     '../_base_/models/upernet_convnext.py',
-    'mmseg::_base_/datasets/ade20k.py',
+    '../_base_/datasets/ade20k_512x512.py',
     '../_base_/schedules/adamw-stage-decay_amp_160k.py',
-    'mmseg::_base_/default_runtime.py',
+    '../_base_/segmentation_runtime.py',
 ]
 
 crop_size = (512, 512)
@@ -17,9 +17,5 @@ model = dict(
         layer_scale_init_value=1.0,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
     ),
-    decode_head=dict(num_classes=150),
-    auxiliary_head=dict(num_classes=150),
     test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)),
 )
-
-train_dataloader = dict(batch_size=2)  # 8 GPUs x 2 images = 16 a batch

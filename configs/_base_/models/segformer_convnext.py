@@ -1,14 +1,16 @@
-# SegFormer's all-MLP head on the four maps of a ConvNeXt: mmseg's own head with another backbone.
-_base_ = 'mmseg::_base_/models/segformer_mit-b0.py'
-
-custom_imports = dict(imports=['convnext_backbone'])
+# SegFormer's all-MLP head on the four maps of a ConvNeXt.
+_base_ = './segmentor_convnext.py'
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ConvNextBackbone',
-        arch='tiny',
-        out_features=('stage1', 'stage2', 'stage3', 'stage4'),
+    decode_head=dict(
+        type='SegformerHead',
+        in_channels=[96, 192, 384, 768],
+        in_index=[0, 1, 2, 3],
+        channels=256,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=dict(type='SyncBN'),
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss'),
     ),
-    decode_head=dict(in_channels=[96, 192, 384, 768]),
 )
