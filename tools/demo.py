@@ -72,7 +72,7 @@ TASKS = {
     'segmentation': Task(
         config='upernet_convnext-atto_shapes.py',
         model='UPerNet, ConvNeXt-atto',
-        minutes=2,
+        minutes=1,
         work_dir='work_dirs/demo-seg',
         metrics={'mIoU': 'mIoU', 'mean accuracy': 'mAcc', 'pixel accuracy': 'aAcc'},
         bars={'mIoU': 0.80},
