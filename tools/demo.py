@@ -111,7 +111,7 @@ def main() -> None:
     print(f'Generating the shapes in {cfg.data_root}')
     make_shapes_dataset(Path(cfg.data_root), train=200, val=40, size=128, seed=0)
 
-    print(f'Training: about {task.minutes} minutes on 2 cores')
+    print(f'Training: about {task.minutes} min on 2 cores')
     runner = Runner.from_cfg(cfg)
     started = time.perf_counter()
     runner.train()
