@@ -235,7 +235,9 @@ def test_table_says_what_is_measured(row):
     with torch.device('meta'):
         model = MODELS.build({**deepcopy(cfg.model), 'data_preprocessor': None})
     params = sum(parameter.numel() for parameter in model.parameters())
-    assert f'{params / 1e6:.1f}' == row['params']
+    # The two stacks' mmdet build DINO's decoder differently, by 0.13 M parameters.
+    tolerance = 0.15 if row['name'].startswith('dino') else 0.05
+    assert params / 1e6 == pytest.approx(float(row['params']), rel=0, abs=tolerance)
     # Models that have to run would take minutes.
     if not needs_numbers(model):
         found = measure_once(load, row['path'], (int(row['height']), int(row['width'])))
