@@ -18,10 +18,6 @@ model = dict(
     neck=dict(in_channels=[192, 384, 768]),
 )
 optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
     constructor='ConvNextLayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6),
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
-    clip_grad=dict(max_norm=0.1, norm_type=2),
+    paramwise_cfg=dict(_delete_=True, decay_rate=0.7, decay_type='layer_wise', num_layers=6),
 )

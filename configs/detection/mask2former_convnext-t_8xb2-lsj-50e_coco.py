@@ -18,10 +18,9 @@ model = dict(
     panoptic_head=dict(in_channels=[96, 192, 384, 768]),
 )
 optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
     constructor='ConvNextLayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
+        _delete_=True,
         decay_rate=0.7,
         decay_type='layer_wise',
         num_layers=6,
@@ -31,6 +30,4 @@ optim_wrapper = dict(
             level_embed=dict(decay_mult=0.0),
         ),
     ),
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=0.01, norm_type=2),
 )
