@@ -181,9 +181,7 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _is_exempt(self, name: str) -> bool:
         """Whether the papers' recipes give the parameter no weight decay."""
-        return (
-            len(self._shapes[name]) <= 1 or name.endswith('.bias') or name.endswith('.grn.weight')
-        )
+        return len(self._shapes[name]) <= 1 or name.endswith(('.bias', '.grn.weight'))
 
     def _log(self, groups: list[dict], num_layers: int) -> None:
         """Logs one line a group."""

@@ -12,17 +12,6 @@ from convnext_backbone import ConvNextStage, convnext_auto_wrap_policy
 CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 
 
-def dist_train(*args: object, **options) -> subprocess.CompletedProcess:
-    command = ['bash', REPO / 'tools/dist_train.sh', *args]
-    return subprocess.run(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-
-
 def test_two_processes_train_a_backbone_cut_short(tmp_path, monkeypatch):
     """Under DDP, a parameter without gradient is an error: none may exist."""
     run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 16, '--val', 2, cwd=tmp_path)
@@ -37,11 +26,14 @@ def test_two_processes_train_a_backbone_cut_short(tmp_path, monkeypatch):
     ]
     monkeypatch.setenv('PYTHON', sys.executable)
     monkeypatch.setenv('PORT', '29751')
-    result = dist_train(CONFIG, 2, '--work-dir', 'run', '--cfg-options', *options, cwd=tmp_path)
-    assert result.returncode == 0, result.stdout
-    assert 'Distributed training: True' in result.stdout
-    assert 'GPU number: 2' in result.stdout
-    assert 'Saving checkpoint at 1 epochs' in result.stdout
+    output = run_tool(
+        *('dist_train.sh', CONFIG, 2, '--work-dir', 'run', '--cfg-options', *options),
+        cwd=tmp_path,
+        launcher=('bash',),
+    )
+    assert 'Distributed training: True' in output
+    assert 'GPU number: 2' in output
+    assert 'Saving checkpoint at 1 epochs' in output
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'slurm_train.sh'])
