@@ -1,0 +1,171 @@
+// The 7x7 depthwise convolution of a block and its gradients.
+
+#include "norm.h"
+
+namespace convnext {
+namespace {
+
+constexpr int64_t KERNEL = 7, RADIUS = 3;
+constexpr int64_t TILE = 8;  // pixels of a row whose sums stay in registers
+
+// A map of shape (N, H, W, C), and the part of the kernel that meets it around one of its rows.
+struct Geometry {
+  explicit Geometry(const Tensor& map)
+      : rows(map.size(0) * map.size(1)),
+        height(map.size(1)),
+        width(map.size(2)),
+        channels(map.size(3)) {}
+
+  int64_t first_tap(int64_t row) const { return std::max<int64_t>(0, RADIUS - row % height); }
+  int64_t last_tap(int64_t row) const { return std::min(KERNEL, height + RADIUS - row % height); }
+
+  int64_t rows, height, width, channels;
+};
+
+// Convolves one row. Sums start from begin(x) and go to end(x, sum).
+template <typename L, typename In, typename Begin, typename End>
+inline void convolve_row(const In* map, const float* taps, const Geometry& size, int64_t row,
+                         Begin begin, End end) {
+  const int64_t width = size.width, channels = size.channels;
+  for (int64_t x = 0; x < width; x += TILE) {
+    typename L::Floats sums[TILE];
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < TILE; ++i) sums[i] = begin(std::min(x + i, width - 1));
+    for (int64_t ky = size.first_tap(row); ky < size.last_tap(row); ++ky) {
+      const In* line = map + ((row + ky - RADIUS) * width + x - RADIUS) * channels;
+      typename L::Floats tap[KERNEL];
+#pragma GCC unroll 7
+      for (int64_t kx = 0; kx < KERNEL; ++kx)
+        tap[kx] = load<L>(taps + (ky * KERNEL + kx) * channels);
+#pragma GCC unroll 14
+      for (int64_t j = 0; j < TILE + KERNEL - 1; ++j) {
+        if (x + j < RADIUS || x + j >= width + RADIUS) continue;
+        const auto pixel = load<L>(line + j * channels);
+#pragma GCC unroll 7
+        for (int64_t kx = 0; kx < KERNEL; ++kx)
+          if (j >= kx && j < kx + TILE) sums[j - kx] += pixel * tap[kx];
+      }
+    }
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < TILE; ++i)
+      if (x + i < width) end(x + i, sums[i]);
+  }
+}
+
+// Adds the products of a row of gradients with a row of the map shifted by -3 to 3 pixels to sums.
+template <typename L, typename In>
+inline void correlate_row(const In* map, const float* grad, float* sums, int64_t width,
+                          int64_t channels) {
+  typename L::Floats sum[KERNEL] = {};
+  for (int64_t x = 0; x < width; x += TILE) {
+    typename L::Floats grads[TILE];
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < TILE; ++i)
+      grads[i] = x + i < width ? load<L>(grad + (x + i) * channels) : typename L::Floats{};
+#pragma GCC unroll 14
+    for (int64_t j = 0; j < TILE + KERNEL - 1; ++j) {
+      if (x + j < RADIUS || x + j >= width + RADIUS) continue;
+      const auto pixel = load<L>(map + (x + j - RADIUS) * channels);
+#pragma GCC unroll 7
+      for (int64_t kx = 0; kx < KERNEL; ++kx)
+        if (j >= kx && j < kx + TILE) sum[kx] += pixel * grads[j - kx];
+    }
+  }
+  for (int64_t kx = 0; kx < KERNEL; ++kx) add<L>(sums + kx * channels, sum[kx]);
+}
+
+std::tuple<Tensor, Tensor> depthwise_norm(const Tensor& map, const Tensor& taps, const Tensor& bias,
+                                          const Tensor& norm_weight, const Tensor& norm_bias,
+                                          double eps, at::ScalarType dtype, bool keep) {
+  const Geometry size(map);
+  const int64_t channels = size.channels, row_size = size.width * channels;
+  Tensor normed = at::empty(map.sizes(), map.options().dtype(dtype));
+  Tensor convolved = at::empty(keep ? map.sizes() : at::IntArrayRef{0}, at::kFloat);
+  const float *taps_ = data<float>(taps), *bias_ = data<float>(bias);
+  const float *gamma = data<float>(norm_weight), *beta = data<float>(norm_bias);
+  with_type(map.scalar_type(), [&](auto in_type) {
+    with_type(dtype, [&](auto out_type) {
+      const auto* in = data<decltype(in_type)>(map);
+      auto* out = data<decltype(out_type)>(normed);
+      for_rows(size.rows, row_size, [&](int64_t begin, int64_t end) {
+        Tensor scratch = at::empty({keep ? 0 : row_size}, at::kFloat);
+        for (int64_t row = begin; row < end; ++row) {
+          float* line = keep ? data<float>(convolved) + row * row_size : data<float>(scratch);
+          for_channels(channels, [&](int64_t c, auto lanes) {
+            using L = decltype(lanes);
+            convolve_row<L>(
+                in + c, taps_ + c, size, row, [&](int64_t) { return load<L>(bias_ + c); },
+                [&](int64_t x, auto sum) { store<L>(line + x * channels + c, sum); });
+          });
+          for (int64_t x = 0; x < size.width; ++x) {
+            const float* pixel = line + x * channels;
+            const Statistics s = statistics(pixel, channels, eps);
+            for_channels(channels, [&](int64_t c, auto lanes) {
+              using L = decltype(lanes);
+              store<L>(out + row * row_size + x * channels + c,
+                       (load<L>(pixel + c) - s.mean) * s.scale * load<L>(gamma + c) +
+                           load<L>(beta + c));
+            });
+          }
+        }
+      });
+    });
+  });
+  return {normed, convolved};
+}
+
+Tensor depthwise_input_grad(const Tensor& grad, const Tensor& taps, const Tensor& grad_output) {
+  const Geometry size(grad);
+  const Tensor flipped = taps.flip(0);
+  const float *in = data<float>(grad), *taps_ = data<float>(flipped);
+  Tensor grad_input = at::empty_like(grad_output);
+  with_type(grad_output.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const T* residual = data<T>(grad_output);
+    T* out = data<T>(grad_input);
+    for_rows(size.rows, size.width * size.channels, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        for_channels(size.channels, [&](int64_t c, auto lanes) {
+          using L = decltype(lanes);
+          const auto at = [&](int64_t x) { return (row * size.width + x) * size.channels + c; };
+          convolve_row<L>(
+              in + c, taps_ + c, size, row, [&](int64_t x) { return load<L>(residual + at(x)); },
+              [&](int64_t x, auto sum) { store<L>(out + at(x), sum); });
+        });
+      }
+    });
+  });
+  return grad_input;
+}
+
+Tensor depthwise_weight_grad(const Tensor& map, const Tensor& grad) {
+  const Geometry size(map);
+  const int64_t channels = size.channels, row_size = size.width * channels;
+  const float* grads = data<float>(grad);
+  Tensor sums;
+  with_type(map.scalar_type(), [&](auto type) {
+    const auto* in = data<decltype(type)>(map);
+    sums = sum_rows(
+        size.rows, row_size, KERNEL * KERNEL * channels,
+        [&](int64_t begin, int64_t end, float* taps) {
+          for (int64_t row = begin; row < end; ++row)
+            for_channels(channels, [&](int64_t c, auto lanes) {
+              for (int64_t ky = size.first_tap(row); ky < size.last_tap(row); ++ky)
+                correlate_row<decltype(lanes)>(
+                    in + (row + ky - RADIUS) * row_size + c, grads + row * row_size + c,
+                    taps + ky * KERNEL * channels + c, size.width, channels);
+            });
+        });
+  });
+  return sums.view({KERNEL * KERNEL, channels});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
+  library.def("depthwise_norm", &depthwise_norm);
+  library.def("depthwise_input_grad", &depthwise_input_grad);
+  library.def("depthwise_weight_grad", &depthwise_weight_grad);
+}
+
+}  // namespace convnext

@@ -1,0 +1,136 @@
+// Vectors of neighbouring channels, and loops over channels and rows. Maps lie in memory as rows of
+// channels, which come in multiples of eight; all arithmetic is in float32, whatever maps are
+// stored in.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <tuple>
+
+namespace convnext {
+
+using at::BFloat16;
+using at::Tensor;
+using std::optional;
+
+struct Sixteen {
+  using Floats = float __attribute__((vector_size(64)));
+  using Words = uint32_t __attribute__((vector_size(64)));
+  using Halves = uint16_t __attribute__((vector_size(32)));
+};
+
+struct Eight {
+  using Floats = float __attribute__((vector_size(32)));
+  using Words = uint32_t __attribute__((vector_size(32)));
+  using Halves = uint16_t __attribute__((vector_size(16)));
+};
+
+template <typename L>
+inline typename L::Floats load(const float* from) {
+  typename L::Floats values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+template <typename L>
+inline typename L::Floats load(const BFloat16* from) {
+  typename L::Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return (typename L::Floats)(__builtin_convertvector(halves, typename L::Words) << 16);
+}
+
+template <typename L>
+inline void store(float* to, typename L::Floats values) {
+  std::memcpy(to, &values, sizeof values);
+}
+
+template <typename L>
+inline void store(BFloat16* to, typename L::Floats values) {
+  typename L::Words bits = (typename L::Words)values;
+  bits += 0x7fff + ((bits >> 16) & 1);  // to nearest, ties to even
+  bits = values == values ? bits : 0x7fc00000 + typename L::Words{};
+  const auto halves = __builtin_convertvector(bits >> 16, typename L::Halves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+template <typename L>
+inline void add(float* to, typename L::Floats values) {
+  store<L>(to, load<L>(to) + values);
+}
+
+// A sum over the channels of a pixel.
+struct Total {
+  Sixteen::Floats wide = {};
+  Eight::Floats narrow = {};
+
+  void add(Sixteen::Floats values) { wide += values; }
+  void add(Eight::Floats values) { narrow += values; }
+
+  float value() const {
+    float sums[24];
+    store<Sixteen>(sums, wide);
+    store<Eight>(sums + 16, narrow);
+    for (int i = 0; i < 8; ++i) sums[i] += sums[i + 8] + sums[i + 16];
+    return (sums[0] + sums[4]) + (sums[1] + sums[5]) + (sums[2] + sums[6]) + (sums[3] + sums[7]);
+  }
+};
+
+// Runs body(c, lanes) over the channels of a pixel.
+template <typename Body>
+inline void for_channels(int64_t channels, Body body) {
+  int64_t c = 0;
+#ifdef __AVX512F__  // with smaller registers, sixteen channels a time would not leave enough of them
+  for (; c + 16 <= channels; c += 16) body(c, Sixteen());
+#endif
+  for (; c < channels; c += 8) body(c, Eight());
+}
+
+// Runs body(begin, end) over parts of the rows on all threads.
+template <typename Body>
+void for_rows(int64_t rows, int64_t row_size, Body body) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / row_size), body);
+}
+
+// Runs body(begin, end, sums) in the same way; returns the total of all threads' `count` sums.
+template <typename Body>
+Tensor sum_rows(int64_t rows, int64_t row_size, int64_t count, Body body) {
+  Tensor partial = at::zeros({at::get_num_threads(), count}, at::kFloat);
+  float* sums = partial.data_ptr<float>();
+  for_rows(rows, row_size, [&](int64_t begin, int64_t end) {
+    body(begin, end, sums + at::get_thread_num() * count);
+  });
+  return partial.sum(0);
+}
+
+// Calls body with a value of the C++ type of `dtype`.
+template <typename Body>
+void with_type(at::ScalarType dtype, Body body) {
+  if (dtype == at::kBFloat16) {
+    body(BFloat16());
+  } else {
+    TORCH_CHECK(dtype == at::kFloat, "maps must be float32 or bfloat16, got ", dtype);
+    body(float());
+  }
+}
+
+// Memory of a tensor that must lie there row by row.
+template <typename T>
+T* data(const Tensor& tensor) {
+  TORCH_CHECK(tensor.is_contiguous(), "tensors must be contiguous");
+  return tensor.data_ptr<T>();
+}
+
+inline const float* data_or_null(const optional<Tensor>& tensor) {
+  return tensor ? data<float>(*tensor) : nullptr;
+}
+
+}  // namespace convnext

@@ -1,0 +1,189 @@
+// What the inverted bottleneck does between its matrix products, and the end of a block.
+
+#include "lanes.h"
+
+namespace convnext {
+namespace {
+
+// exp(x) for x <= 0 as 2**n * exp(f) with |f| <= log(2) / 2; relative error below 3e-7.
+template <typename L>
+inline typename L::Floats exp_negative(typename L::Floats x) {
+  using Floats = typename L::Floats;
+  x = x < -87.f ? -87.f + Floats{} : x;
+  const float magic = 12582912.f;  // 1.5 * 2**23: adding it rounds to an integer
+  const Floats shifted = x * 1.44269504f + magic, n = shifted - magic;
+  const Floats f = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats p = f * (1 / 5040.f) + 1 / 720.f;
+  p = p * f + 1 / 120.f;
+  p = p * f + 1 / 24.f;
+  p = p * f + 1 / 6.f;
+  p = p * f + 0.5f;
+  p = p * f + 1.f;
+  p = p * f + 1.f;
+  return (Floats)((typename L::Words)p + ((typename L::Words)shifted << 23));
+}
+
+template <typename L>
+struct Normal {
+  typename L::Floats cumulative, slope;
+};
+
+// The normal distribution's cumulative function and x times its density: gelu(x) is x times the
+// first, its derivative the sum of both. The error function is Abramowitz and Stegun's 7.1.26, right
+// to 1.5e-7.
+template <typename L>
+inline Normal<L> normal(typename L::Floats x) {
+  const auto z = x < 0.f ? -x : x;
+  const auto t = 1.f / (1.f + 0.23164189f * z);
+  const auto bell = exp_negative<L>(-0.5f * z * z);
+  auto p = t * 1.061405429f - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const auto tail = 0.5f * p * t * bell;
+  return {x < 0.f ? tail : 1.f - tail, x * bell * 0.39894228f};
+}
+
+std::tuple<Tensor, Tensor> gelu_backward_(Tensor& grad, const Tensor& input,
+                                          const optional<Tensor>& scale,
+                                          const optional<Tensor>& shift) {
+  const int64_t channels = input.size(-1), rows = input.numel() / channels;
+  const float *scale_ = data_or_null(scale), *shift_ = data_or_null(shift);
+  Tensor output = at::empty_like(input);
+  Tensor sums;
+  with_type(input.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const T* in = data<T>(input);
+    T *out = data<T>(output), *grads = data<T>(grad);
+    sums = sum_rows(rows, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
+      for (int64_t row = begin; row < end; ++row)
+        for_channels(channels, [&](int64_t c, auto lanes) {
+          using L = decltype(lanes);
+          const int64_t at = row * channels + c;
+          const auto x = load<L>(in + at);
+          const Normal<L> n = normal<L>(x);
+          auto outer = load<L>(grads + at);
+          if (scale_) outer = outer * load<L>(scale_ + c) + x * n.cumulative * load<L>(shift_ + c);
+          const auto result = outer * (n.cumulative + n.slope);
+          store<L>(out + at, x * n.cumulative);
+          store<L>(grads + at, result);
+          add<L>(sum + c, result);
+        });
+    });
+  });
+  return {output, sums};
+}
+
+// A factor for each channel, or one where there is none.
+template <typename L>
+inline typename L::Floats factor(const float* factors, int64_t c) {
+  return factors ? load<L>(factors + c) : 1.f + typename L::Floats{};
+}
+
+void add_branch_(Tensor& output, const Tensor& map, const Tensor& branch,
+                 const optional<Tensor>& scale, const optional<Tensor>& keep) {
+  const int64_t channels = map.size(-1), rows = map.numel() / channels;
+  const float *scale_ = data_or_null(scale), *keep_ = data_or_null(keep);
+  with_type(output.scalar_type(), [&](auto out_type) {
+    with_type(map.scalar_type(), [&](auto map_type) {
+      with_type(branch.scalar_type(), [&](auto branch_type) {
+        auto* out = data<decltype(out_type)>(output);
+        const auto* maps = data<decltype(map_type)>(map);
+        const auto* branches = data<decltype(branch_type)>(branch);
+        for_rows(rows, channels, [&](int64_t begin, int64_t end) {
+          for (int64_t row = begin; row < end; ++row)
+            for_channels(channels, [&](int64_t c, auto lanes) {
+              using L = decltype(lanes);
+              const int64_t at = row * channels + c;
+              const auto scaled = load<L>(branches + at) * factor<L>(scale_, c);
+              store<L>(out + at, load<L>(maps + at) + scaled * (keep_ ? keep_[row] : 1.f));
+            });
+        });
+      });
+    });
+  });
+}
+
+std::tuple<Tensor, Tensor> branch_grad(const Tensor& grad, const optional<Tensor>& scale,
+                                       const optional<Tensor>& keep, at::ScalarType dtype) {
+  const int64_t channels = grad.size(-1), rows = grad.numel() / channels;
+  const float *scale_ = data_or_null(scale), *keep_ = data_or_null(keep);
+  Tensor result = at::empty(grad.sizes(), grad.options().dtype(dtype));
+  Tensor sums;
+  with_type(grad.scalar_type(), [&](auto in_type) {
+    with_type(dtype, [&](auto out_type) {
+      const auto* in = data<decltype(in_type)>(grad);
+      auto* out = data<decltype(out_type)>(result);
+      sums = sum_rows(rows, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
+        for (int64_t row = begin; row < end; ++row)
+          for_channels(channels, [&](int64_t c, auto lanes) {
+            using L = decltype(lanes);
+            const int64_t at = row * channels + c;
+            const auto scaled =
+                load<L>(in + at) * factor<L>(scale_, c) * (keep_ ? keep_[row] : 1.f);
+            store<L>(out + at, scaled);
+            add<L>(sum + c, scaled);
+          });
+      });
+    });
+  });
+  return {result, sums};
+}
+
+Tensor row_products(const Tensor& first, const Tensor& second) {
+  const int64_t rows = first.size(0), channels = first.size(1);
+  Tensor products = at::empty({rows}, at::kFloat);
+  float* out = data<float>(products);
+  with_type(first.scalar_type(), [&](auto first_type) {
+    with_type(second.scalar_type(), [&](auto second_type) {
+      const auto* a = data<decltype(first_type)>(first);
+      const auto* b = data<decltype(second_type)>(second);
+      for_rows(rows, channels, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          Total sum;
+          for_channels(channels, [&](int64_t c, auto lanes) {
+            using L = decltype(lanes);
+            sum.add(load<L>(a + row * channels + c) * load<L>(b + row * channels + c));
+          });
+          out[row] = sum.value();
+        }
+      });
+    });
+  });
+  return products;
+}
+
+Tensor column_products(const Tensor& first, const Tensor& second) {
+  const int64_t rows = first.size(0), channels = first.size(1);
+  Tensor sums;
+  with_type(first.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const T *a = data<T>(first), *b = data<T>(second);
+    sums = sum_rows(rows, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
+      for (int64_t row = begin; row < end; ++row)
+        for_channels(channels, [&](int64_t c, auto lanes) {
+          using L = decltype(lanes);
+          add<L>(sum + c, load<L>(a + row * channels + c) * load<L>(b + row * channels + c));
+        });
+    });
+  });
+  return sums;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
+  library.def(
+      "gelu_backward_(Tensor(a!) grad, Tensor input, Tensor? scale, Tensor? shift) "
+      "-> (Tensor, Tensor)",
+      &gelu_backward_);
+  library.def(
+      "add_branch_(Tensor(a!) output, Tensor map, Tensor branch, Tensor? scale, Tensor? keep) "
+      "-> ()",
+      &add_branch_);
+  library.def("branch_grad", &branch_grad);
+  library.def("row_products", &row_products);
+  library.def("column_products", &column_products);
+}
+
+}  // namespace convnext

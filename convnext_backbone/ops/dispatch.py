@@ -1,0 +1,156 @@
+"""The choice between the fused block and the layer's own modules."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.checkpoint import checkpoint
+
+from . import portable
+from .block import fused_block
+from .native import is_built, pick_kernels
+from .parameters import BlockParameters, BlockSettings
+
+# The types of a block's tensors: one of them for all, or under autocast the last two together.
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+def run_layer(layer: nn.Module, hidden_states: Tensor) -> Tensor:
+    """Runs a :class:`ConvNextLayer`, fused wherever that gives what its modules give.
+
+    The first time a way is taken in a process, one line of the log says which one and why.
+
+    Args:
+        layer: The layer. With ``layer.with_cp`` the backward pass computes again what it can.
+        hidden_states: Of shape ``(N, C, H, W)``.
+
+    Returns:
+        A map of the same shape; from the fused block, in channels_last memory.
+    """
+    if _is_traced():
+        return _run_modules(layer, hidden_states)
+    obstacle = _obstacle(layer, hidden_states)
+    if obstacle:
+        _log_once(f'ConvNeXt blocks run module by module: {obstacle}')
+        return _run_modules(layer, hidden_states)
+    settings = _settings(layer, hidden_states)
+    map = hidden_states.permute(0, 2, 3, 1).contiguous()
+    _log_once(_kernels_message(map, settings.dtype))
+    keep = layer.drop_path.factors(hidden_states)
+    return fused_block(map, keep, settings, _parameters(layer)).permute(0, 3, 1, 2)
+
+
+def _is_traced() -> bool:
+    """Compilers and exporters see the modules: they fuse better, or know no other operators."""
+    return torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing()
+
+
+def _run_modules(layer: nn.Module, hidden_states: Tensor) -> Tensor:
+    if layer.with_cp and torch.is_grad_enabled():
+        return checkpoint(layer.run_modules, hidden_states, use_reentrant=False)
+    return layer.run_modules(hidden_states)
+
+
+def _obstacle(layer: nn.Module, hidden_states: Tensor) -> str | None:
+    """Why the fused block cannot take the layer's place, or None if it can."""
+    if hidden_states.device.type not in ('cpu', 'cuda'):
+        return f'they lie on the device {hidden_states.device.type}'
+    if hidden_states.numel() == 0:
+        return 'the batch is empty'
+    if getattr(layer.act, 'approximate', None) != 'none':
+        return f'their activation is {layer.act}, not the exact GELU'
+    for name, module in layer.named_children():
+        if type(module) not in layer.PARTS[name] or 'forward' in vars(module):
+            return f'their {name} was replaced by {type(module).__name__}'
+        if _has_hooks(module):
+            return f'hooks are registered on their {name}'
+    if nn.modules.module._has_any_global_hook():
+        return 'hooks are registered on all modules'
+    if _is_transformed():
+        return 'a function transform, forward-mode differentiation or a dispatch mode is active'
+    if layer.dwconv.dilation != (1, 1) or layer.dwconv.padding_mode != 'zeros':
+        return 'their dwconv was changed'
+    tensors = [hidden_states, *(t for t in _parameters(layer) if t is not None)]
+    if any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
+        return 'their tensors are not plain ones'
+    dtypes, dtype = {t.dtype for t in tensors}, _product_dtype(hidden_states)
+    autocast = torch.is_autocast_enabled(hidden_states.device.type)
+    allowed = DTYPES[1:] if autocast else [dtype]
+    if not (dtypes.issubset(allowed) and dtype in DTYPES):
+        names = ', '.join(sorted(map(str, dtypes)))
+        return f'they hold {names} and compute in {dtype}'
+    return None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _is_transformed() -> bool:
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or _get_current_dispatch_mode() is not None
+    )
+
+
+def _product_dtype(hidden_states: Tensor) -> torch.dtype:
+    device = hidden_states.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden_states.dtype
+
+
+def _settings(layer: nn.Module, hidden_states: Tensor) -> BlockSettings:
+    dtype = _product_dtype(hidden_states)
+    output_dtype = torch.promote_types(hidden_states.dtype, dtype)
+    if layer.layer_scale_parameter is not None:
+        output_dtype = torch.promote_types(output_dtype, layer.layer_scale_parameter.dtype)
+    return BlockSettings(
+        dtype=dtype,
+        output_dtype=output_dtype,
+        norm_eps=layer.layernorm.eps,
+        grn_eps=getattr(layer.grn, 'eps', 0.0),
+        lean=layer.with_cp,
+    )
+
+
+def _parameters(layer: nn.Module) -> BlockParameters:
+    return BlockParameters(
+        depthwise_weight=layer.dwconv.weight,
+        depthwise_bias=layer.dwconv.bias,
+        norm_weight=layer.layernorm.weight,
+        norm_bias=layer.layernorm.bias,
+        weight1=layer.pwconv1.weight,
+        bias1=layer.pwconv1.bias,
+        weight2=layer.pwconv2.weight,
+        bias2=layer.pwconv2.bias,
+        layer_scale=layer.layer_scale_parameter,
+        grn_weight=getattr(layer.grn, 'weight', None),
+        grn_bias=getattr(layer.grn, 'bias', None),
+    )
+
+
+def _kernels_message(map: Tensor, dtype: torch.dtype) -> str:
+    if pick_kernels(map, dtype) is not portable:
+        return 'ConvNeXt blocks run fused, with compiled kernels'
+    if map.device.type == 'cpu' and not is_built():
+        return (
+            'ConvNeXt blocks run fused, without compiled kernels; python -m '
+            'convnext_backbone.ops.build compiles them'
+        )
+    return f'ConvNeXt blocks of {map.shape[-1]} channels in {dtype} run fused, in torch operators'
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    print_log(message, logger='current')

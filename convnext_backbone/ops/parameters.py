@@ -1,0 +1,61 @@
+"""What a fused block is made of, and the sums its gradients are made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class BlockParameters(NamedTuple):
+    """The tensors of a :class:`ConvNextLayer`, or one thing for each of them."""
+
+    depthwise_weight: Tensor
+    depthwise_bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+    layer_scale: Tensor | None
+    grn_weight: Tensor | None
+    grn_bias: Tensor | None
+
+
+class BlockSettings(NamedTuple):
+    """How a block is run.
+
+    Attributes:
+        dtype: That of the matrix products.
+        output_dtype: That of the block's output.
+        norm_eps: Added to the variance by the norm.
+        grn_eps: Added to the mean norm by the GRN; not used without one.
+        lean: Whether the backward pass computes the pre-activations again instead of keeping them.
+    """
+
+    dtype: torch.dtype
+    output_dtype: torch.dtype
+    norm_eps: float
+    grn_eps: float
+    lean: bool
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type of statistics and sums: float32 for half precision, else ``dtype`` itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class RunningSum:
+    """A sum of tensors, in the wide type from the second one on; ``total`` is None without any."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, value: Tensor) -> None:
+        """Adds a tensor, which must not be used any more."""
+        if self.total is None:
+            self.total = value
+        else:
+            self.total = self.total.to(wide(value.dtype)).add_(value)

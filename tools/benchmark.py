@@ -1,0 +1,218 @@
+"""Measures the backbone beside other libraries': time, memory, distance to the limit.
+
+All contenders run in turn, once a round, so that what disturbs the machine disturbs them alike.
+Ratios are to the best peer in its better memory layout, its maps as it leaves them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from measuring import LAYOUTS, Case, Contender, make_contender, measure, product_limit
+from peers import PEERS, build_ours
+from rich.console import Console
+from rich.table import Table
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt
+
+SWEEP_ARCHS = ('atto', 'femto', 'pico', 'nano', 'tiny', 'small', 'base')
+SWEEP_SIZES = (256, 384, 512, 768, 1024)
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument('--arch', default='tiny', help='architecture by name')
+    parser.add_argument(
+        '--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'), help='of the images'
+    )
+    parser.add_argument('--batch', type=int, default=1, help='images a step')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='where to run')
+    parser.add_argument(
+        '--dtype', choices=['fp32', 'bf16'], default='fp32', help='bf16 is autocast to bfloat16'
+    )
+    parser.add_argument('--mode', choices=['inference', 'train'], default='inference', help='step')
+    parser.add_argument(
+        '--peers', default=','.join(PEERS), help='which to measure beside, separated by commas'
+    )
+    parser.add_argument(
+        '--layout', choices=[*LAYOUTS, 'both'], default='both', help='of models and images'
+    )
+    parser.add_argument('--repeats', type=int, default=7, help='measured rounds')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='file for all figures')
+    parser.add_argument('--plot', type=Path, metavar='OUT.png', help='file for a plot')
+    parser.add_argument(
+        '--sweep',
+        action='store_true',
+        help=f'measure this backbone alone, {SWEEP_ARCHS[0]} to {SWEEP_ARCHS[-1]} on images of '
+        f'{SWEEP_SIZES[0]} to {SWEEP_SIZES[-1]} pixels a side',
+    )
+    args = parser.parse_args()
+    unknown = set(filter(None, args.peers.split(','))) - set(PEERS)
+    if unknown:
+        parser.error(f'--peers takes {", ".join(PEERS)}, not {", ".join(sorted(unknown))}')
+    if args.repeats < 1:
+        parser.error('--repeats must be at least 1')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: torch sees no GPU here')
+    return args
+
+
+def machine(device: str) -> str:
+    """The processor and what runs on it."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if device == 'cuda':
+        name = torch.cuda.get_device_name()
+    elif cpuinfo.is_file():
+        models = [line for line in cpuinfo.read_text().splitlines() if 'model name' in line]
+        name = models[0].split(':')[1].strip() if models else name
+    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+
+
+def make_contenders(args: argparse.Namespace, case: Case, console: Console) -> list[Contender]:
+    """Builds all models in all layouts and names the peers that are missing."""
+    layouts = list(LAYOUTS) if args.layout == 'both' else [args.layout]
+    builders = {'ours': build_ours}
+    if case.mode == 'train':
+        builders['ours, with_cp'] = lambda arch: build_ours(arch, with_cp=True)
+    builders |= {name: PEERS[name] for name in PEERS if name in args.peers.split(',')}
+    contenders = []
+    for name, build in builders.items():
+        try:
+            contenders += [make_contender(name, lay, build(case.arch), case) for lay in layouts]
+        except (ImportError, ValueError) as error:
+            if name.startswith('ours'):
+                raise
+            console.print(f'skipped {name}: {error}')
+    return contenders
+
+
+def compare(args: argparse.Namespace, console: Console) -> dict:
+    """Measures one case, prints its table and returns its figures."""
+    case = Case(args.arch, tuple(args.size), args.batch, args.device, args.dtype, args.mode)
+    contenders = make_contenders(args, case, console)
+    measure(contenders, args.repeats, case.device)
+    limit = product_limit(case, args.repeats)
+    peers = [c for c in contenders if not c.name.startswith('ours')]
+    best = min((c.median for c in peers), default=None)
+    least = min((c.memory for c in peers), default=None)
+    table = Table(title=f'ConvNeXt {case.arch}, {case.mode}, {case.dtype}, {case.batch}x3x'
+                  f'{case.size[0]}x{case.size[1]}; {machine(case.device)}')  # fmt: skip
+    memory = 'peak MiB' if case.device == 'cuda' else 'saved MiB'
+    columns = (
+        '',
+        'layout',
+        'median ms',
+        'min-max',
+        'to best peer',
+        memory,
+        'to best peer',
+        'limit',
+    )
+    for column in columns:
+        table.add_column(column, justify='left' if column in ('', 'layout') else 'right')
+    rows = []
+    for c in contenders:
+        row = dict(
+            name=c.name, layout=c.layout, median=c.median, times=c.times,
+            ratio=c.median / best if best else None,
+            memory=c.memory, memory_ratio=c.memory / least if least else None,
+            limit_fraction=limit / c.median,
+        )  # fmt: skip
+        rows.append(row)
+        table.add_row(
+            c.name, c.layout, f'{c.median:.0f}', f'{min(c.times):.0f}-{max(c.times):.0f}',
+            f'{row["ratio"]:.2f}' if best else '', f'{c.memory:.0f}' if c.memory else '',
+            f'{row["memory_ratio"]:.2f}' if least else '', f'{row["limit_fraction"]:.0%}',
+        )  # fmt: skip
+    console.print(table)
+    console.print(f'limit: the matrix products alone take {limit:.0f} ms')
+    if args.plot:
+        plot_comparison(rows, limit, table.title, args.plot)
+    return dict(case=asdict(case), machine=machine(case.device), limit=limit, contenders=rows)
+
+
+def sweep(args: argparse.Namespace, console: Console) -> dict:
+    """Measures this backbone over architectures and sizes and prints how its cost grows."""
+    curves = {}
+    for arch in SWEEP_ARCHS:
+        contenders = []
+        for side in SWEEP_SIZES:
+            case = Case(arch, (side, side), args.batch, args.device, args.dtype, args.mode)
+            contenders.append(make_contender('ours', 'nchw', build_ours(arch), case))
+        measure(contenders, args.repeats, args.device)
+        curves[arch] = dict(
+            time=[c.median for c in contenders], memory=[c.memory for c in contenders]
+        )
+    pixels = np.square(SWEEP_SIZES)
+    table = Table(title=f'{args.mode}, {args.dtype}; {machine(args.device)}')
+    for column in ('', *(f'{s}² ms' for s in SWEEP_SIZES), 'growth', 'memory growth'):
+        table.add_column(column, justify='right')
+    for arch, curve in curves.items():
+        growths = [growth(pixels, curve[key]) for key in ('time', 'memory')]
+        table.add_row(arch, *(f'{t:.0f}' for t in curve['time']), *growths)
+    console.print(table)
+    console.print('growth: exponent of the pixels, 1 is linear')
+    if args.plot:
+        plot_sweep(curves, table.title, args.plot)
+    return dict(sizes=SWEEP_SIZES, machine=machine(args.device), curves=curves)
+
+
+def growth(pixels: np.ndarray, values: list[float]) -> str:
+    """The exponent k of values ~ pixels**k."""
+    return f'{np.polyfit(np.log(pixels), np.log(values), 1)[0]:.2f}' if all(values) else ''
+
+
+def plot_comparison(rows: list[dict], limit: float, title: str, path: Path) -> None:
+    """Draws medians with their ranges, and the limit."""
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.5), layout='constrained')
+    names = [f'{row["name"]}, {row["layout"]}' for row in rows]
+    medians = np.array([row['median'] for row in rows])
+    ranges = np.array([[min(row['times']), max(row['times'])] for row in rows]).T
+    colours = ['tab:blue' if row['name'].startswith('ours') else 'tab:grey' for row in rows]
+    axis.barh(names, medians, xerr=abs(ranges - medians), color=colours, capsize=3)
+    axis.axvline(limit, color='tab:red', linestyle='--', label='matrix products alone')
+    axis.invert_yaxis()
+    axis.set_xlabel('ms a step: median, fastest and slowest')
+    axis.set_title(title, fontsize='medium', wrap=True)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_sweep(curves: dict[str, dict], title: str, path: Path) -> None:
+    """Draws time and memory against pixels."""
+    keys = ['time'] + ['memory'] * all(all(curve['memory']) for curve in curves.values())
+    figure, axes = plt.subplots(
+        1, len(keys), figsize=(6 * len(keys), 5), layout='constrained', squeeze=False
+    )
+    units = {'time': 'ms a step', 'memory': 'MiB for the backward pass'}
+    for axis, key in zip(axes.flat, keys, strict=True):
+        for arch, curve in curves.items():
+            axis.plot(np.square(SWEEP_SIZES) / 1e6, curve[key], marker='o', label=arch)
+        axis.set(xlabel='megapixels', ylabel=units[key], xlim=0, ylim=0)
+        axis.legend()
+    figure.suptitle(title, fontsize='medium')
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    args = parse_args()
+    console = Console()
+    figures = sweep(args, console) if args.sweep else compare(args, console)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == '__main__':
+    main()
