@@ -135,7 +135,7 @@ class ConvNextBackbone(LoadsAnyCheckpoint, BaseModule):
         )
         self.hidden_states_norms = nn.ModuleDict(
             {
-                name: ConvNextLayerNorm(channels, data_format='channels_first')
+                name: ConvNextLayerNorm(channels, data_format='channels_first', contiguous=True)
                 for name, channels in zip(self.out_features, self.channels, strict=True)
             }
         )
@@ -167,9 +167,9 @@ class ConvNextBackbone(LoadsAnyCheckpoint, BaseModule):
         if output_hidden_states and not return_dict:
             raise ValueError('output_hidden_states=True needs return_dict=True to return them')
         hidden_states = self.encoder(self.embeddings(pixel_values), output_hidden_states=True)
-        # mmcv's RoIAlign reads the memory of any map as NCHW.
+        # Their norms make maps contiguous: mmcv's RoIAlign reads the memory of any map as NCHW.
         feature_maps = tuple(
-            self.hidden_states_norms[name](hidden_state).contiguous()
+            self.hidden_states_norms[name](hidden_state)
             for name, hidden_state in zip(self.stage_names, hidden_states, strict=False)
             if name in self.out_features
         )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import run_layer
+from .ops import run_layer, run_norm
 
 DATA_FORMATS = ('channels_last', 'channels_first')
 
@@ -91,25 +91,33 @@ class ConvNextLayerNorm(nn.LayerNorm):
         eps: Added to the variance. Default: 1e-6.
         data_format: ``'channels_last'`` for inputs of shape ``(N, ..., C)`` (default) or
             ``'channels_first'`` for ``(N, C, ...)``.
+        contiguous: Whether channels-first outputs also lie in memory as ``(N, C, ...)``, whatever
+            their inputs do. Default: False.
 
     Raises:
         ValueError: If ``data_format`` is neither of the two.
     """
 
     def __init__(
-        self, normalized_shape: int, eps: float = 1e-6, data_format: str = 'channels_last'
+        self,
+        normalized_shape: int,
+        eps: float = 1e-6,
+        data_format: str = 'channels_last',
+        contiguous: bool = False,
     ) -> None:
         if data_format not in DATA_FORMATS:
             raise ValueError(f'data_format must be one of {DATA_FORMATS}, got {data_format!r}')
         super().__init__(normalized_shape, eps=eps)
         self.data_format = data_format
+        self.contiguous = contiguous
 
     def forward(self, features: Tensor) -> Tensor:
         if self.data_format == 'channels_first':
-            return self._normalize(features.movedim(1, -1)).movedim(-1, 1)
-        return self._normalize(features)
+            return run_norm(self, features)
+        return self.normalize(features)
 
-    def _normalize(self, features: Tensor) -> Tensor:
+    def normalize(self, features: Tensor) -> Tensor:
+        """The norm of the last axis."""
         dtype = _compute_dtype(features.dtype)
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         normalized = F.layer_norm(features.to(dtype), self.normalized_shape, weight, bias, self.eps)
@@ -180,7 +188,8 @@ class ConvNextEmbeddings(nn.Module):
                 f'{self.num_channels}: pass num_channels={pixel_values.shape[1]} to the backbone, '
                 'or images in the layout (N, C, H, W) with the channels it expects'
             )
-        return self.layernorm(self.patch_embeddings(pixel_values))
+        images = pixel_values.contiguous(memory_format=torch.channels_last)
+        return self.layernorm(self.patch_embeddings(images))
 
 
 class ConvNextLayer(nn.Module):

@@ -1,9 +1,9 @@
-"""The fast path of a ConvNeXt block: less memory in training, less time everywhere.
+"""The fast path of ConvNeXt's layers: less memory in training, less time everywhere.
 
-:func:`run_layer` is all that the model calls. It decides between the fused block of this package
-and the layer's own modules, which are the reference.
+:func:`run_layer` and :func:`run_norm` are all that the model calls. They decide between the
+functions of this package and the layer's own modules, which are the reference.
 """
 
-from .dispatch import run_layer
+from .dispatch import run_layer, run_norm
 
-__all__ = ['run_layer']
+__all__ = ['run_layer', 'run_norm']

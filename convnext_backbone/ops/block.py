@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import grn_mlp, mlp, portable
+from . import portable
+from .mlp import Mlp
 from .native import pick_kernels
 from .parameters import BlockParameters, BlockSettings, RunningSum, wide
 
@@ -84,7 +85,6 @@ class _Block:
         if keep is not None:
             self.keep = keep.to(p.norm_weight.dtype).repeat_interleave(len(self.rows) // len(map))
         self.kernels = pick_kernels(map, settings.dtype)
-        self.mlp = mlp if p.grn_weight is None else grn_mlp
 
     def depthwise_norm(self, keep_convolved: bool) -> tuple[Tensor, Tensor]:
         """The rows behind the norm, and the convolution if it is to be kept."""
@@ -109,7 +109,8 @@ class _Block:
             keep = None if self.keep is None else self.keep[part]
             self.kernels.add_branch_(output[part], self.rows[part], branch, p.layer_scale, keep)
 
-        saved = self.mlp.forward(self.kernels, settings, p, normed, len(self.map), save, finish)
+        mlp = Mlp(self.kernels, settings, p, normed, len(self.map))
+        saved = mlp.forward(save, finish)
         return output.view_as(self.map), saved
 
     def gradients(
@@ -142,22 +143,23 @@ class _Block:
                 kernels.norm_backward_(rows[part], grad_normed, p.norm_weight, settings.norm_eps)
             )
 
-        sums = self.mlp.backward(
-            kernels, settings, p, needs, normed, len(self.map), saved, grad, receive
-        )
-        grads = {name: total.total for name, total in sums.items()}
+        mlp = Mlp(kernels, settings, p, normed, len(self.map))
+        grads = mlp.backward(grad, saved, needs, receive)
+        if p.grn_weight is not None:
+            for name in ('grn_weight', 'grn_bias'):
+                grads[name] = grads[name].view_as(p.grn_weight)
         grads['bias2'] = grad_bias2
         if needs.layer_scale:
             products = kernels.row_products(p.weight2, grads['weight2'])
             grads['layer_scale'] = (products + p.bias2 * grad_bias2) / scale
-        grads['norm_weight'], grads['norm_bias'], grads['depthwise_bias'] = norm.total
+        grads['norm_weight'], grads['norm_bias'], grads['depthwise_bias'] = norm.value
         if needs.depthwise_weight:
             taps = kernels.depthwise_weight_grad(self.map, convolved)
             grads['depthwise_weight'] = taps.t().reshape(-1, 1, 7, 7)
         grad_map = None
         if needs_map:
             grad_map = kernels.depthwise_input_grad(convolved, p.depthwise_weight, grad_output)
-        return grad_map, BlockParameters(**dict.fromkeys(BlockParameters._fields) | grads)
+        return grad_map, BlockParameters(**(dict.fromkeys(BlockParameters._fields) | grads))
 
 
 def _prepare(settings: BlockSettings, parameters: BlockParameters) -> BlockParameters:

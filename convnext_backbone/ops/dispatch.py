@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import torch
 from mmengine.logging import print_log
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from . import portable
 from .block import fused_block
 from .native import is_built, pick_kernels
+from .norm import FusedNorm
 from .parameters import BlockParameters, BlockSettings
 
 # The types of a block's tensors: one of them for all, or under autocast the last two together.
@@ -42,6 +44,23 @@ def run_layer(layer: nn.Module, hidden_states: Tensor) -> Tensor:
     _log_once(_kernels_message(map, settings.dtype))
     keep = layer.drop_path.factors(hidden_states)
     return fused_block(map, keep, settings, _parameters(layer)).permute(0, 3, 1, 2)
+
+
+def run_norm(norm: nn.Module, features: Tensor) -> Tensor:
+    """Runs a channels-first :class:`ConvNextLayerNorm`, compiled wherever that gives the same.
+
+    Args:
+        norm: The norm. With ``norm.contiguous`` the output lies in memory as ``(N, C, H, W)``.
+        features: Of shape ``(N, C, ...)``.
+    """
+    tensors = (features, norm.weight, norm.bias)
+    if features.ndim == 4 and not _is_traced() and not _is_transformed() and _are_plain(tensors):
+        map = features.permute(0, 2, 3, 1).contiguous()
+        if features.numel() and pick_kernels(map, norm.weight.dtype) is not portable:
+            weight, bias = norm.weight.float(), norm.bias.float()
+            return FusedNorm.apply(map, weight, bias, norm.eps, norm.contiguous)
+    normed = norm.normalize(features.movedim(1, -1)).movedim(-1, 1)
+    return normed.contiguous() if norm.contiguous else normed
 
 
 def _is_traced() -> bool:
@@ -75,7 +94,7 @@ def _obstacle(layer: nn.Module, hidden_states: Tensor) -> str | None:
     if layer.dwconv.dilation != (1, 1) or layer.dwconv.padding_mode != 'zeros':
         return 'their dwconv was changed'
     tensors = [hidden_states, *(t for t in _parameters(layer) if t is not None)]
-    if any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
+    if not _are_plain(tensors):
         return 'their tensors are not plain ones'
     dtypes, dtype = {t.dtype for t in tensors}, _product_dtype(hidden_states)
     autocast = torch.is_autocast_enabled(hidden_states.device.type)
@@ -101,6 +120,11 @@ def _is_transformed() -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or _get_current_dispatch_mode() is not None
     )
+
+
+def _are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether the tensors hold their numbers themselves, unlike a subclass's."""
+    return all(type(t) in (Tensor, nn.Parameter) for t in tensors)
 
 
 def _product_dtype(hidden_states: Tensor) -> torch.dtype:

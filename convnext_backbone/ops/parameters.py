@@ -48,14 +48,14 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class RunningSum:
-    """A sum of tensors, in the wide type from the second one on; ``total`` is None without any."""
+    """A sum of tensors, in the wide type from the second one on; ``value`` is None without any."""
 
     def __init__(self) -> None:
-        self.total: Tensor | None = None
+        self.value: Tensor | None = None
 
-    def add(self, value: Tensor) -> None:
+    def add(self, term: Tensor) -> None:
         """Adds a tensor, which must not be used any more."""
-        if self.total is None:
-            self.total = value
+        if self.value is None:
+            self.value = term
         else:
-            self.total = self.total.to(wide(value.dtype)).add_(value)
+            self.value = self.value.to(wide(term.dtype)).add_(term)

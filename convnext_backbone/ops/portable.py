@@ -81,14 +81,16 @@ def gelu_backward_(
 ) -> tuple[Tensor, Tensor]:
     """Turns the gradient by ``gelu(input)`` into the gradient by ``input``.
 
-    With ``scale`` and ``shift`` the former is ``grad * scale + gelu(input) * shift``. Returns
-    ``gelu(input)`` and the result's sum over rows.
+    With ``scale`` and ``shift``, ``(S, C)`` for S samples whose rows follow each other, the former
+    is ``grad * scale + gelu(input) * shift``. Returns ``gelu(input)`` and the result's sum over
+    rows.
     """
     output = F.gelu(input)
     outer = grad
     if scale is not None:
-        outer = (grad * scale + output * shift).to(input.dtype)
-    grad.copy_(torch.ops.aten.gelu_backward(outer, input))
+        scaled = _samples(grad, len(scale)) * scale[:, None]
+        outer = (scaled + _samples(output, len(scale)) * shift[:, None]).view_as(grad)
+    grad.copy_(torch.ops.aten.gelu_backward(outer.to(input.dtype), input))
     return output, grad.sum(0, dtype=wide(grad.dtype))
 
 
@@ -112,9 +114,14 @@ def row_products(first: Tensor, second: Tensor) -> Tensor:
     return (first * second).sum(1, dtype=wide(first.dtype))
 
 
-def column_products(first: Tensor, second: Tensor) -> Tensor:
-    """The product of each column with the same column of the other matrix, ``(C,)``."""
-    return (first * second.to(wide(second.dtype))).sum(0)
+def column_products(first: Tensor, second: Tensor, num_samples: int) -> Tensor:
+    """The product of each sample's columns with the same columns of the other, ``(S, C)``."""
+    products = first * second.to(wide(second.dtype))
+    return _samples(products, num_samples).sum(1)
+
+
+def _samples(rows: Tensor, num_samples: int) -> Tensor:
+    return rows.view(num_samples, -1, rows.shape[1])
 
 
 def _weight(taps: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ std::tuple<Tensor, Tensor> gelu_backward_(Tensor& grad, const Tensor& input,
                                           const optional<Tensor>& scale,
                                           const optional<Tensor>& shift) {
   const int64_t channels = input.size(-1), rows = input.numel() / channels;
-  const float *scale_ = data_or_null(scale), *shift_ = data_or_null(shift);
+  const float *scales = data_or_null(scale), *shifts = data_or_null(shift);
+  const int64_t sample_rows = scale ? rows / scale->size(0) : rows;
   Tensor output = at::empty_like(input);
   Tensor sums;
   with_type(input.scalar_type(), [&](auto type) {
@@ -56,19 +57,23 @@ std::tuple<Tensor, Tensor> gelu_backward_(Tensor& grad, const Tensor& input,
     const T* in = data<T>(input);
     T *out = data<T>(output), *grads = data<T>(grad);
     sums = sum_rows(rows, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
-      for (int64_t row = begin; row < end; ++row)
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t sample = row / sample_rows * channels;
         for_channels(channels, [&](int64_t c, auto lanes) {
           using L = decltype(lanes);
           const int64_t at = row * channels + c;
           const auto x = load<L>(in + at);
           const Normal<L> n = normal<L>(x);
           auto outer = load<L>(grads + at);
-          if (scale_) outer = outer * load<L>(scale_ + c) + x * n.cumulative * load<L>(shift_ + c);
+          if (scales)
+            outer = outer * load<L>(scales + sample + c) +
+                    x * n.cumulative * load<L>(shifts + sample + c);
           const auto result = outer * (n.cumulative + n.slope);
           store<L>(out + at, x * n.cumulative);
           store<L>(grads + at, result);
           add<L>(sum + c, result);
         });
+      }
     });
   });
   return {output, sums};
@@ -153,21 +158,24 @@ Tensor row_products(const Tensor& first, const Tensor& second) {
   return products;
 }
 
-Tensor column_products(const Tensor& first, const Tensor& second) {
-  const int64_t rows = first.size(0), channels = first.size(1);
+Tensor column_products(const Tensor& first, const Tensor& second, int64_t num_samples) {
+  const int64_t rows = first.size(0), channels = first.size(1), sample_rows = rows / num_samples;
   Tensor sums;
   with_type(first.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T *a = data<T>(first), *b = data<T>(second);
-    sums = sum_rows(rows, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
-      for (int64_t row = begin; row < end; ++row)
-        for_channels(channels, [&](int64_t c, auto lanes) {
-          using L = decltype(lanes);
-          add<L>(sum + c, load<L>(a + row * channels + c) * load<L>(b + row * channels + c));
-        });
-    });
+    sums = sum_rows(rows, channels, num_samples * channels,
+                    [&](int64_t begin, int64_t end, float* sum) {
+                      for (int64_t row = begin; row < end; ++row)
+                        for_channels(channels, [&](int64_t c, auto lanes) {
+                          using L = decltype(lanes);
+                          const int64_t at = row * channels + c;
+                          add<L>(sum + row / sample_rows * channels + c,
+                                 load<L>(a + at) * load<L>(b + at));
+                        });
+                    });
   });
-  return sums;
+  return sums.view({num_samples, channels});
 }
 
 }  // namespace

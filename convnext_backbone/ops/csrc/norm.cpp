@@ -1,9 +1,47 @@
-// The gradient of layer normalisation.
+// Layer normalisation of a map's channels, and its gradient.
 
 #include "norm.h"
 
 namespace convnext {
 namespace {
+
+Tensor norm(const Tensor& map, const Tensor& weight, const Tensor& bias, double eps,
+            bool channels_first) {
+  const int64_t height = map.size(1), width = map.size(2), channels = map.size(3);
+  const int64_t row_size = width * channels;
+  Tensor output = at::empty(
+      channels_first ? at::IntArrayRef{map.size(0), channels, height, width} : map.sizes(),
+      map.options());
+  const float *gamma = data<float>(weight), *beta = data<float>(bias);
+  with_type(map.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const T* in = data<T>(map);
+    T* out = data<T>(output);
+    for_rows(map.size(0) * height, row_size, [&](int64_t begin, int64_t end) {
+      Tensor scratch = at::empty({channels_first ? row_size : 0}, map.options());
+      for (int64_t row = begin; row < end; ++row) {
+        T* line = channels_first ? data<T>(scratch) : out + row * row_size;
+        for (int64_t x = 0; x < width; ++x) {
+          const T* pixel = in + row * row_size + x * channels;
+          const Statistics s = statistics(pixel, channels, eps);
+          for_channels(channels, [&](int64_t c, auto lanes) {
+            using L = decltype(lanes);
+            store<L>(line + x * channels + c,
+                     (load<L>(pixel + c) - s.mean) * s.scale * load<L>(gamma + c) +
+                         load<L>(beta + c));
+          });
+        }
+        if (!channels_first) continue;
+        const int64_t sample = row / height, y = row % height;
+        for (int64_t c = 0; c < channels; ++c) {
+          T* to = out + ((sample * channels + c) * height + y) * width;
+          for (int64_t x = 0; x < width; ++x) to[x] = line[x * channels + c];
+        }
+      }
+    });
+  });
+  return output;
+}
 
 Tensor norm_backward_(Tensor& map, const Tensor& grad, const Tensor& norm_weight, double eps) {
   const int64_t channels = map.size(-1), rows = map.numel() / channels;
@@ -46,6 +84,7 @@ Tensor norm_backward_(Tensor& map, const Tensor& grad, const Tensor& norm_weight
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
+  library.def("norm", &norm);
   library.def("norm_backward_(Tensor(a!) map, Tensor grad, Tensor norm_weight, float eps) -> Tensor",
               &norm_backward_);
 }

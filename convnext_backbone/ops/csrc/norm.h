@@ -9,7 +9,8 @@ struct Statistics {
   float mean, scale;  // scale is the inverse of the deviation
 };
 
-inline Statistics statistics(const float* pixel, int64_t channels, double eps) {
+template <typename T>
+inline Statistics statistics(const T* pixel, int64_t channels, double eps) {
   Total sum, squares;
   for_channels(channels, [&](int64_t c, auto lanes) {
     sum.add(load<decltype(lanes)>(pixel + c));
