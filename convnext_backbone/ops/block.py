@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import portable
 from .mlp import Mlp
 from .native import pick_kernels
 from .parameters import BlockParameters, BlockSettings, RunningSum, wide
@@ -42,7 +41,7 @@ def fused_block(
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return _FusedBlock.apply(map, keep, settings, *parameters)
         block = _Block(map, keep, settings, _prepare(settings, parameters))
-        return block.output(block.depthwise_norm(keep_convolved=False)[0], save=False)[0]
+        return block.output(save=False)[0]
 
 
 class _FusedBlock(torch.autograd.Function):
@@ -50,25 +49,22 @@ class _FusedBlock(torch.autograd.Function):
     def forward(ctx, map, keep, settings, *parameters):
         p = _prepare(settings, BlockParameters(*parameters))
         block = _Block(map, keep, settings, p)
-        # Compiled, the convolution costs less than the memory of its result.
-        keep_convolved = block.kernels is portable and not settings.lean
-        normed, convolved = block.depthwise_norm(keep_convolved)
-        output, saved = block.output(normed, save=not settings.lean)
+        output, saved = block.output(save=not settings.lean)
         ctx.settings = settings
-        ctx.save_for_backward(map, keep, convolved if keep_convolved else None, *p, *saved)
+        ctx.save_for_backward(map, keep, parameters[0], *p[1:], *saved)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        map, keep, convolved, *tensors = ctx.saved_tensors
+        map, keep, *tensors = ctx.saved_tensors
         count = len(BlockParameters._fields)
-        p, saved = BlockParameters(*tensors[:count]), tensors[count:]
+        parameters, saved = BlockParameters(*tensors[:count]), tensors[count:]
         needs_map, _, _, *needs = ctx.needs_input_grad
         with torch.autocast(map.device.type, enabled=False):
-            block = _Block(map, keep, ctx.settings, p)
+            block = _Block(map, keep, ctx.settings, _prepare(ctx.settings, parameters))
             grad_map, grads = block.gradients(
-                grad_output.contiguous(), convolved, saved, needs_map, BlockParameters(*needs)
+                grad_output.contiguous(), saved, needs_map, BlockParameters(*needs)
             )
         return grad_map, None, None, *grads
 
@@ -100,9 +96,10 @@ class _Block:
         )
         return normed.view_as(self.rows), convolved
 
-    def output(self, normed: Tensor, save: bool) -> tuple[Tensor, list[Tensor]]:
+    def output(self, save: bool) -> tuple[Tensor, list[Tensor]]:
         """The block's output, and the pre-activations if they are to be saved."""
         p, settings = self.p, self.settings
+        normed, _ = self.depthwise_norm(keep_convolved=False)
         output = torch.empty_like(self.rows, dtype=settings.output_dtype)
 
         def finish(part: slice, branch: Tensor) -> None:
@@ -116,19 +113,13 @@ class _Block:
     def gradients(
         self,
         grad_output: Tensor,
-        convolved: Tensor | None,
         saved: list[Tensor],
         needs_map: bool,
         needs: BlockParameters,
     ) -> tuple[Tensor | None, BlockParameters]:
         """The gradients by the map and by the parameters."""
         kernels, p, settings = self.kernels, self.p, self.settings
-        if convolved is None:
-            normed, convolved = self.depthwise_norm(keep_convolved=True)
-        else:
-            normed = portable.norm(convolved, p.norm_weight, p.norm_bias, settings.norm_eps)
-            normed = normed.view_as(self.rows)
-            convolved = convolved.clone()  # what was saved may be needed for another pass
+        normed, convolved = self.depthwise_norm(keep_convolved=True)
         scale = p.layer_scale
         if scale is not None:
             scale = torch.where(scale.abs() < TINY, TINY, scale)

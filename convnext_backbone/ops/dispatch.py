@@ -35,15 +35,17 @@ def run_layer(layer: nn.Module, hidden_states: Tensor) -> Tensor:
     """
     if _is_traced():
         return _run_modules(layer, hidden_states)
-    obstacle = _obstacle(layer, hidden_states)
-    if obstacle:
+    obstacle = _obstacle_in_modules(layer)
+    if obstacle is None:
+        settings, parameters = _settings(layer, hidden_states), _parameters(layer)
+        obstacle = _obstacle_in_tensors(hidden_states, settings, parameters)
+    if obstacle is not None:
         _log_once(f'ConvNeXt blocks run module by module: {obstacle}')
         return _run_modules(layer, hidden_states)
-    settings = _settings(layer, hidden_states)
     map = hidden_states.permute(0, 2, 3, 1).contiguous()
     _log_once(_kernels_message(map, settings.dtype))
     keep = layer.drop_path.factors(hidden_states)
-    return fused_block(map, keep, settings, _parameters(layer)).permute(0, 3, 1, 2)
+    return fused_block(map, keep, settings, parameters).permute(0, 3, 1, 2)
 
 
 def run_norm(norm: nn.Module, features: Tensor) -> Tensor:
@@ -74,34 +76,41 @@ def _run_modules(layer: nn.Module, hidden_states: Tensor) -> Tensor:
     return layer.run_modules(hidden_states)
 
 
-def _obstacle(layer: nn.Module, hidden_states: Tensor) -> str | None:
-    """Why the fused block cannot take the layer's place, or None if it can."""
-    if hidden_states.device.type not in ('cpu', 'cuda'):
-        return f'they lie on the device {hidden_states.device.type}'
-    if hidden_states.numel() == 0:
-        return 'the batch is empty'
-    if getattr(layer.act, 'approximate', None) != 'none':
-        return f'their activation is {layer.act}, not the exact GELU'
+def _obstacle_in_modules(layer: nn.Module) -> str | None:
+    """Why the layer's modules must be called themselves, or None if they need not."""
     for name, module in layer.named_children():
         if type(module) not in layer.PARTS[name] or 'forward' in vars(module):
-            return f'their {name} was replaced by {type(module).__name__}'
+            return f'their {name} is {module}'
         if _has_hooks(module):
             return f'hooks are registered on their {name}'
     if nn.modules.module._has_any_global_hook():
         return 'hooks are registered on all modules'
+    if layer.act.approximate != 'none':
+        return f'their activation is {layer.act}'
+    if layer.dwconv.dilation != (1, 1) or layer.dwconv.padding_mode != 'zeros':
+        return f'their dwconv is {layer.dwconv}'
+    return None
+
+
+def _obstacle_in_tensors(
+    hidden_states: Tensor, settings: BlockSettings, parameters: BlockParameters
+) -> str | None:
+    """Why the fused block cannot take these tensors, or None if it can."""
+    if hidden_states.device.type not in ('cpu', 'cuda'):
+        return f'they lie on the device {hidden_states.device.type}'
+    if hidden_states.numel() == 0:
+        return 'the batch is empty'
     if _is_transformed():
         return 'a function transform, forward-mode differentiation or a dispatch mode is active'
-    if layer.dwconv.dilation != (1, 1) or layer.dwconv.padding_mode != 'zeros':
-        return 'their dwconv was changed'
-    tensors = [hidden_states, *(t for t in _parameters(layer) if t is not None)]
+    tensors = [hidden_states, *(t for t in parameters if t is not None)]
     if not _are_plain(tensors):
         return 'their tensors are not plain ones'
-    dtypes, dtype = {t.dtype for t in tensors}, _product_dtype(hidden_states)
+    dtypes = {t.dtype for t in tensors}
     autocast = torch.is_autocast_enabled(hidden_states.device.type)
-    allowed = DTYPES[1:] if autocast else [dtype]
-    if not (dtypes.issubset(allowed) and dtype in DTYPES):
+    allowed = DTYPES[1:] if autocast else [settings.dtype]
+    if settings.dtype not in DTYPES or not dtypes.issubset(allowed):
         names = ', '.join(sorted(map(str, dtypes)))
-        return f'they hold {names} and compute in {dtype}'
+        return f'they hold {names} and compute in {settings.dtype}'
     return None
 
 
@@ -169,8 +178,8 @@ def _kernels_message(map: Tensor, dtype: torch.dtype) -> str:
         return 'ConvNeXt blocks run fused, with compiled kernels'
     if map.device.type == 'cpu' and not is_built():
         return (
-            'ConvNeXt blocks run fused, without compiled kernels; python -m '
-            'convnext_backbone.ops.build compiles them'
+            'ConvNeXt blocks run fused, but without compiled kernels: small images take longer '
+            'than module by module. python -m convnext_backbone.ops.build compiles them'
         )
     return f'ConvNeXt blocks of {map.shape[-1]} channels in {dtype} run fused, in torch operators'
 

@@ -87,7 +87,9 @@ class Mlp:
                 sums['grn_weight'].add(grad_weight)
                 sums['grn_bias'].add(grad_bias)
                 scale, rescaled = response.scale, response.rescaled()
-            hidden, grad_bias1 = self.kernels.gelu_backward_(grad_inner, inner, scale, shift)
+            hidden, grad_inner, grad_bias1 = self.kernels.gelu_backward_(
+                grad_inner, inner, scale, shift
+            )
             sums['bias1'].add(grad_bias1)
             if needs.weight2 or needs.layer_scale:
                 last = hidden if p.grn_weight is None else rescaled

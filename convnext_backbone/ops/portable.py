@@ -36,13 +36,10 @@ def depthwise_norm(
         groups=map.shape[-1],
     )
     convolved = convolved.permute(0, 2, 3, 1).contiguous()
-    normed = norm(convolved, norm_weight, norm_bias, eps)
-    return normed, convolved if keep else convolved.new_empty(0)
-
-
-def norm(map: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The norm of channels, in the dtype of ``map``."""
-    return F.layer_norm(map.to(weight.dtype), map.shape[-1:], weight, bias, eps).to(map.dtype)
+    normed = F.layer_norm(
+        convolved.to(taps.dtype), convolved.shape[-1:], norm_weight, norm_bias, eps
+    )
+    return normed.to(dtype), convolved if keep else convolved.new_empty(0)
 
 
 def norm_backward_(map: Tensor, grad: Tensor, norm_weight: Tensor, eps: float) -> Tensor:
@@ -78,11 +75,11 @@ def depthwise_weight_grad(map: Tensor, grad: Tensor) -> Tensor:
 
 def gelu_backward_(
     grad: Tensor, input: Tensor, scale: Tensor | None, shift: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Turns the gradient by ``gelu(input)`` into the gradient by ``input``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns the gradient by ``gelu(input)`` into the gradient by ``input``, in its memory or new.
 
     With ``scale`` and ``shift``, ``(S, C)`` for S samples whose rows follow each other, the former
-    is ``grad * scale + gelu(input) * shift``. Returns ``gelu(input)`` and the result's sum over
+    is ``grad * scale + gelu(input) * shift``. Returns ``gelu(input)``, the result and its sum over
     rows.
     """
     output = F.gelu(input)
@@ -90,8 +87,8 @@ def gelu_backward_(
     if scale is not None:
         scaled = _samples(grad, len(scale)) * scale[:, None]
         outer = (scaled + _samples(output, len(scale)) * shift[:, None]).view_as(grad)
-    grad.copy_(torch.ops.aten.gelu_backward(outer.to(input.dtype), input))
-    return output, grad.sum(0, dtype=wide(grad.dtype))
+    result = torch.ops.aten.gelu_backward(outer.to(input.dtype), input)
+    return output, result, result.sum(0, dtype=wide(result.dtype))
 
 
 def add_branch_(

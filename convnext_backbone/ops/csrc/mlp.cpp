@@ -44,9 +44,9 @@ inline Normal<L> normal(typename L::Floats x) {
   return {x < 0.f ? tail : 1.f - tail, x * bell * 0.39894228f};
 }
 
-std::tuple<Tensor, Tensor> gelu_backward_(Tensor& grad, const Tensor& input,
-                                          const optional<Tensor>& scale,
-                                          const optional<Tensor>& shift) {
+std::tuple<Tensor, Tensor, Tensor> gelu_backward_(const Tensor& grad, const Tensor& input,
+                                                  const optional<Tensor>& scale,
+                                                  const optional<Tensor>& shift) {
   const int64_t channels = input.size(-1), rows = input.numel() / channels;
   const float *scales = data_or_null(scale), *shifts = data_or_null(shift);
   const int64_t sample_rows = scale ? rows / scale->size(0) : rows;
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> gelu_backward_(Tensor& grad, const Tensor& input,
       }
     });
   });
-  return {output, sums};
+  return {output, grad, sums};
 }
 
 // A factor for each channel, or one where there is none.
@@ -183,7 +183,7 @@ Tensor column_products(const Tensor& first, const Tensor& second, int64_t num_sa
 TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
   library.def(
       "gelu_backward_(Tensor(a!) grad, Tensor input, Tensor? scale, Tensor? shift) "
-      "-> (Tensor, Tensor)",
+      "-> (Tensor, Tensor(a!), Tensor)",
       &gelu_backward_);
   library.def(
       "add_branch_(Tensor(a!) output, Tensor map, Tensor branch, Tensor? scale, Tensor? keep) "

@@ -1,0 +1,75 @@
+"""The benchmark's command line, and what it counts."""
+
+import json
+from argparse import Namespace
+
+import benchmark
+import measuring
+import numpy as np
+import pytest
+import torch
+from conftest import run_tool
+from rich.console import Console
+from torch import nn
+
+
+def test_saved_activations_of_known_layers():
+    """A linear layer keeps its input, a ReLU its output; parameters are not counted."""
+    case = measuring.Case('atto', (64, 64), 1, 'cpu', 'fp32', 'train')
+    rows = torch.randn(2**10, 2**8)
+    model = nn.Sequential(nn.Linear(2**8, 2**10), nn.ReLU())
+    assert measuring.saved_activations(model, rows, case) == 1 + 4
+
+
+def test_product_limit_counts_the_products_of_a_step(monkeypatch):
+    monkeypatch.setattr(measuring, 'run_once', lambda step, device: 1.0)
+    for mode, products in (('inference', 2), ('train', 6)):
+        case = measuring.Case('atto', (64, 64), 1, 'cpu', 'fp32', mode)
+        assert measuring.product_limit(case, 1) == products * (2 + 2 + 6 + 2)
+
+
+@pytest.mark.parametrize('mode', ['inference', 'train'])
+def test_command_line(tmp_path, mode):
+    output = run_tool(
+        'benchmark.py', '--arch', 'atto', '--size', 64, 96, '--dtype', 'bf16', '--mode', mode,
+        '--repeats', 2, '--json', 'figures.json', '--plot', 'figure.png', cwd=tmp_path,
+    )  # fmt: skip
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert figures['case']['size'] == [64, 96]
+    rows = {(row['name'], row['layout']): row for row in figures['contenders']}
+    names = {name for name, _ in rows}
+    assert {'ours', 'hf'} <= names and ('ours, with_cp' in names) == (mode == 'train')
+    best = min(row['median'] for name, row in rows.items() if not name[0].startswith('ours'))
+    for row in rows.values():
+        assert len(row['times']) == 2
+        assert row['ratio'] == row['median'] / best
+        assert row['limit_fraction'] == figures['limit'] / row['median']
+    for peer in ('timm', 'torchvision'):
+        assert peer in names or f'skipped {peer}' in output
+    if mode == 'train':
+        assert rows['ours', 'nchw']['memory'] < rows['hf', 'nchw']['memory']
+    assert (tmp_path / 'figure.png').stat().st_size > 10_000
+
+
+def test_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, 'SWEEP_ARCHS', ('atto', 'femto'))
+    monkeypatch.setattr(benchmark, 'SWEEP_SIZES', (64, 128))
+    args = Namespace(
+        batch=1, device='cpu', dtype='fp32', mode='train', repeats=1, plot=tmp_path / 'sweep.png'
+    )
+    figures = benchmark.sweep(args, Console())
+    for curve in figures['curves'].values():
+        assert len(curve['time']) == 2
+        assert curve['memory'][1] / curve['memory'][0] == pytest.approx(4, rel=0.05)
+    assert args.plot.stat().st_size > 10_000
+
+
+def test_growth_is_the_exponent():
+    pixels = np.array([1.0, 4.0, 9.0])
+    assert benchmark.growth(pixels, list(3 * pixels)) == '1.00'
+    assert benchmark.growth(pixels, list(pixels**2)) == '2.00'
+
+
+def test_unknown_peers_are_refused(tmp_path):
+    with pytest.raises(AssertionError, match='--peers takes hf, timm, torchvision, not paddle'):
+        run_tool('benchmark.py', '--peers', 'hf,paddle', cwd=tmp_path)

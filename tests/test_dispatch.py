@@ -1,0 +1,222 @@
+"""Which way a block is run, and that the log says so."""
+
+import pytest
+import torch
+from conftest import SMALL, STAGES, randomize
+from mmengine.logging import MMLogger
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrize, prune
+from torch.utils.flop_counter import FlopCounterMode
+
+from convnext_backbone import ConvNextBackbone, ConvNextDropPath, ConvNextLayer
+from convnext_backbone.ops import build, dispatch, native
+
+MAPS = STAGES[1:]
+
+
+@pytest.fixture
+def log(caplog):
+    """The lines that are logged during a test, as if nothing had been logged before."""
+    build.build()
+    native.is_built.cache_clear()
+    dispatch._log_once.cache_clear()
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    yield lambda: [record.getMessage() for record in caplog.records]
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def layer():
+    return randomize(ConvNextLayer(16))
+
+
+@pytest.fixture
+def input():
+    return torch.randn(2, 16, 9, 9)
+
+
+def assert_runs_modules(layer, input, log, reason):
+    """The block gives exactly what its modules give, and the one line of the log says why."""
+    assert torch.equal(layer(input), layer.run_modules(input))
+    assert torch.equal(layer(input), layer.run_modules(input))
+    (line,) = log()
+    assert line.startswith('ConvNeXt blocks run module by module: ')
+    assert reason in line
+
+
+def test_one_line_says_that_blocks_run_fused(log):
+    model = ConvNextBackbone('atto', out_features=MAPS)
+    for _ in range(2):
+        model(torch.randn(1, 3, 64, 64))
+    assert log() == ['ConvNeXt blocks run fused, with compiled kernels']
+
+
+def test_missing_kernels_are_told(layer, input, log, monkeypatch):
+    monkeypatch.setattr(native, 'CPU_FLAGS', {})  # no library was compiled with such flags
+    native.is_built.cache_clear()
+    layer(input)
+    (line,) = log()
+    assert 'without compiled kernels' in line
+    assert 'python -m convnext_backbone.ops.build' in line
+    native.is_built.cache_clear()
+
+
+def test_widths_without_kernels_are_told(log):
+    ConvNextLayer(12)(torch.randn(1, 12, 8, 8))
+    assert log() == [
+        'ConvNeXt blocks of 12 channels in torch.float32 run fused, in torch operators'
+    ]
+
+
+@pytest.mark.parametrize('hidden_act', ['relu', 'silu', 'gelu_new'])
+def test_other_activations(input, log, hidden_act):
+    layer = randomize(ConvNextLayer(16, hidden_act=hidden_act))
+    assert_runs_modules(layer, input, log, 'their act')
+
+
+def test_replaced_module(layer, input, log):
+    class Lora(nn.Linear):
+        def forward(self, rows):
+            return super().forward(rows) + rows.sum(-1, keepdim=True)
+
+    replacement = Lora(16, 64)
+    replacement.load_state_dict(layer.pwconv1.state_dict())
+    layer.pwconv1 = replacement
+    assert_runs_modules(layer, input, log, 'their pwconv1 is Lora')
+
+
+def test_replaced_forward(layer, input, log):
+    layer.layernorm.forward = lambda rows: 2 * rows
+    assert_runs_modules(layer, input, log, 'their layernorm')
+
+
+@pytest.mark.parametrize('part', ['dwconv', 'layernorm', 'pwconv1', 'act', 'pwconv2', 'drop_path'])
+def test_hooks_on_inner_modules_are_called(layer, input, log, part):
+    calls = []
+    getattr(layer, part).register_forward_hook(lambda *args: calls.append(args))
+    assert_runs_modules(layer, input, log, f'hooks are registered on their {part}')
+    assert len(calls) == 4
+
+
+def test_hooks_on_all_modules_are_called(layer, input, log):
+    calls = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: calls.append(args))
+    try:
+        assert_runs_modules(layer, input, log, 'hooks are registered on all modules')
+    finally:
+        handle.remove()
+    assert any(isinstance(args[0], ConvNextDropPath) for args in calls)
+
+
+def test_pruned_layer(layer, input, log):
+    prune.random_unstructured(layer.pwconv2, 'weight', amount=0.5)
+    assert_runs_modules(layer, input, log, 'their pwconv2')
+
+
+def test_parametrized_layer(layer, input, log):
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    parametrize.register_parametrization(layer.pwconv1, 'weight', Doubled())
+    assert_runs_modules(layer, input, log, 'their pwconv1')
+
+
+def test_dilated_convolution(layer, input, log):
+    layer.dwconv.dilation, layer.dwconv.padding = (2, 2), (6, 6)
+    assert_runs_modules(layer, input, log, 'their dwconv')
+
+
+def test_half_precision(layer, input, log):
+    assert_runs_modules(layer.half(), input.half(), log, 'torch.float16')
+
+
+def test_autocast_to_half_precision(layer, input, log):
+    with torch.autocast('cpu', torch.float16):
+        assert_runs_modules(layer, input, log, 'compute in torch.float16')
+
+
+def test_mixed_types(input, log):
+    layer = randomize(ConvNextLayer(16))
+    layer.layer_scale_parameter.data = layer.layer_scale_parameter.data.double()
+    assert_runs_modules(layer, input, log, 'torch.float32, torch.float64')
+
+
+def test_an_empty_batch(layer, log):
+    assert layer(torch.empty(0, 16, 8, 8)).shape == (0, 16, 8, 8)
+    assert 'the batch is empty' in log()[0]
+
+
+def test_operations_are_counted(layer, input, log):
+    def count(run):
+        with FlopCounterMode(display=False) as counter:
+            run(input)
+        return counter.get_total_flops()
+
+    products = 2 * 2 * (2 * 9 * 9 * 16 * 64) + 2 * (2 * 9 * 9 * 16 * 49)
+    assert count(layer) == count(layer.run_modules) == products
+
+
+def test_function_transforms(layer, input, log):
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, image):
+        return torch.func.functional_call(layer, parameters, image[None]).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, input)
+    whole = torch.autograd.grad(layer.run_modules(input).square().sum(), layer.pwconv1.weight)[0]
+    torch.testing.assert_close(each['pwconv1.weight'].sum(0), whole, rtol=1e-4, atol=1e-4)
+    assert 'function transform' in log()[0]
+
+
+def test_forward_mode_differentiation(layer, log):
+    layer, input = layer.double(), torch.randn(1, 16, 5, 5, dtype=torch.float64)
+    tangent, step = torch.randn_like(input), 1e-6
+    with forward_ad.dual_level():
+        output = layer(forward_ad.make_dual(input, tangent))
+        derivative = forward_ad.unpack_dual(output).tangent
+    difference = layer(input + step * tangent) - layer(input - step * tangent)
+    torch.testing.assert_close(derivative, difference / (2 * step), rtol=1e-6, atol=1e-7)
+
+
+def test_fake_tensors(layer, input):
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert layer(mode.from_tensor(input)).shape == input.shape
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::torch.jit.TracerWarning')
+def test_traced_and_exported_models_hold_only_standard_operators():
+    model = randomize(ConvNextBackbone(SMALL, out_features=MAPS)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    exported = torch.export.export(model, (images,))
+    traced = torch.jit.trace(model, images)
+    used = {str(node.target) for node in exported.graph.nodes if node.op == 'call_function'}
+    used |= {node.kind() for node in traced.inlined_graph.nodes()}
+    assert not [name for name in used if 'convnext' in name or 'mkldnn' in name]
+    for result in (exported.module()(images), traced(images)):
+        for value, truth in zip(result, model(images), strict=True):
+            torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('args', [{}, {'use_grn': True}, {'with_cp': True}], ids=str)
+def test_compiled_model_has_no_graph_breaks(args, train):
+    torch.compiler.reset()
+    model = randomize(ConvNextBackbone(SMALL, out_features=MAPS, **args)).train(train)
+    compiled = torch.compile(model, fullgraph=True)
+    images = torch.randn(2, 3, 64, 64)
+    projections = [torch.randn_like(m) for m in model(images)]
+    results = []
+    for run in (model, compiled):
+        model.zero_grad()
+        maps = run(images)
+        torch.autograd.backward(maps, projections)
+        results.append([*maps, *(p.grad for p in model.parameters())])
+        assert all(m.is_contiguous() for m in maps)
+    for value, truth in zip(*results, strict=True):
+        assert (value - truth).norm() < 1e-4 * truth.norm()
+    with torch.no_grad():
+        for value, truth in zip(compiled(images), model(images), strict=True):
+            torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-5)

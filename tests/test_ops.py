@@ -1,0 +1,245 @@
+"""The fused block and norm against the modules that they stand for."""
+
+import copy
+
+import pytest
+import torch
+from conftest import randomize
+from torch.autograd import gradcheck
+
+from convnext_backbone import ConvNextBackbone, ConvNextLayer, ConvNextLayerNorm
+from convnext_backbone.ops import build, mlp, native
+
+STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
+
+
+@pytest.fixture(params=['compiled', 'torch'])
+def kernels(request, monkeypatch):
+    """Runs a test with compiled kernels and without."""
+    build.build()
+    native.is_built.cache_clear()
+    if request.param == 'torch':
+        monkeypatch.setattr(native, 'is_built', lambda: False)
+    return request.param
+
+
+def make_layer(dim=24, **args):
+    """A layer whose every parameter matters."""
+    return randomize(ConvNextLayer(dim, **args))
+
+
+def relative(value, truth):
+    """The error relative to the truth, or the error itself where that is zero."""
+    truth = truth.double()
+    return ((value.double() - truth).norm() / (truth.norm() or 1)).item()
+
+
+def outputs_and_gradients(run, module, input, seed=0):
+    """Output and gradients of a random projection of it, by name."""
+    module.zero_grad()
+    input = input.detach().clone().requires_grad_()
+    torch.manual_seed(seed)
+    output = run(input)
+    torch.manual_seed(seed + 1)
+    (output * torch.randn(output.shape).to(output.dtype)).sum().backward()
+    gradients = {name: p.grad for name, p in module.named_parameters()}
+    return {'output': output, 'input': input.grad, **gradients}
+
+
+def assert_equal(results, truths, bound=1e-5):
+    assert results.keys() == truths.keys()
+    for name, truth in truths.items():
+        if truth is None:
+            assert results[name] is None, name
+        else:
+            assert results[name].shape == truth.shape
+            assert results[name].dtype == truth.dtype
+            assert relative(results[name], truth) < bound, name
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('use_grn', [False, True])
+@pytest.mark.parametrize(
+    ('dim', 'shape'), [(16, (2, 13, 18)), (24, (3, 8, 8)), (40, (1, 33, 9)), (8, (2, 2, 1))]
+)
+def test_fused_block_equals_its_modules(kernels, dim, shape, use_grn, with_cp):
+    layer = make_layer(dim, use_grn=use_grn, with_cp=with_cp, drop_path=0.5)
+    input = torch.randn(shape[0], dim, *shape[1:])
+    truth = outputs_and_gradients(layer.run_modules, layer, input)
+    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert relative(layer(input), truth['output']) < 1e-5
+
+
+@pytest.mark.parametrize('use_grn', [False, True])
+def test_parts_add_up(kernels, use_grn, monkeypatch):
+    monkeypatch.setattr(mlp, 'PART_BYTES', 4 * 24 * 4 * 30)  # thirty rows
+    layer = make_layer(use_grn=use_grn, drop_path=0.5)
+    input = torch.randn(5, 24, 7, 3)
+    truth = outputs_and_gradients(layer.run_modules, layer, input)
+    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('use_grn', [False, True])
+def test_gradients_in_float64(use_grn, with_cp):
+    layer = make_layer(4, use_grn=use_grn, with_cp=with_cp).double()
+    input = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda input, *_: layer(input), (input, *layer.parameters()))
+
+
+@pytest.mark.parametrize('use_grn', [False, True])
+def test_autocast_is_that_of_the_modules(kernels, use_grn):
+    """In types as the modules, and as near to float64 as they are."""
+    layer = make_layer(32, use_grn=use_grn)
+    input = torch.randn(2, 32, 16, 16)
+    exact = copy.deepcopy(layer).double()
+    truth = outputs_and_gradients(exact.run_modules, exact, input.double())
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast('cpu', torch.bfloat16):
+            modules = outputs_and_gradients(layer.run_modules, layer, input.to(dtype))
+            fused = outputs_and_gradients(layer, layer, input.to(dtype))
+        for name, value in modules.items():
+            assert fused[name].dtype == value.dtype, name
+            assert relative(fused[name], truth[name]) < 1.5 * relative(value, truth[name]), name
+
+
+def test_pure_bfloat16(kernels):
+    layer = make_layer(32).bfloat16()
+    input = torch.randn(2, 32, 16, 16)
+    exact = copy.deepcopy(layer).double()
+    truth = outputs_and_gradients(exact.run_modules, exact, input.bfloat16().double())
+    modules = outputs_and_gradients(layer.run_modules, layer, input.bfloat16())
+    fused = outputs_and_gradients(layer, layer, input.bfloat16())
+    for name, value in modules.items():
+        assert fused[name].dtype == torch.bfloat16
+        assert relative(fused[name], truth[name]) < 1.5 * relative(value, truth[name]), name
+
+
+@pytest.mark.parametrize(
+    'frozen',
+    ['dwconv', 'layernorm', 'pwconv1', 'pwconv2', 'layer_scale', 'grn', 'dwconv|layernorm|pwconv'],
+)
+@pytest.mark.parametrize('use_grn', [False, True])
+def test_frozen_parameters_get_no_gradient(kernels, use_grn, frozen):
+    layer = make_layer(use_grn=use_grn)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in frozen.split('|')))
+    input = torch.randn(2, 24, 9, 9)
+    truth = outputs_and_gradients(layer.run_modules, layer, input)
+    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+
+
+def test_input_without_gradient(kernels):
+    layer = make_layer()
+    input = torch.randn(2, 24, 9, 9)
+    layer(input).square().sum().backward()
+    fused = [p.grad for p in layer.parameters()]
+    layer.zero_grad()
+    layer.run_modules(input).square().sum().backward()
+    for value, parameter in zip(fused, layer.parameters(), strict=True):
+        assert relative(value, parameter.grad) < 1e-5
+
+
+def test_layer_scale_of_zero_has_its_gradient(kernels):
+    layer = make_layer()
+    with torch.no_grad():
+        layer.layer_scale_parameter[::2] = 0
+    input = torch.randn(2, 24, 9, 9)
+    truth = outputs_and_gradients(layer.run_modules, layer, input)
+    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+
+
+def test_grn_of_silent_channels(kernels):
+    layer = make_layer(use_grn=True)
+    with torch.no_grad():  # a gelu of zero, whatever the input
+        layer.pwconv1.weight[::3] = 0
+        layer.pwconv1.bias[::3] = 0
+    input = torch.randn(2, 24, 9, 9)
+    truth = outputs_and_gradients(layer.run_modules, layer, input)
+    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+
+
+def test_what_is_not_a_number_stays_so(kernels):
+    layer = make_layer(32)
+    input = torch.randn(1, 32, 16, 16)
+    input[0, 5, 0, 0] = torch.nan
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(layer(input).isnan(), layer.run_modules(input).isnan())
+
+
+def test_second_backward_pass(kernels):
+    layer = make_layer()
+    input = torch.randn(2, 24, 9, 9, requires_grad=True)
+    output = layer(input)
+    first = torch.autograd.grad(output.square().sum(), input, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(output.square().sum(), input)[0], first)
+
+
+def test_double_backward_says_that_it_cannot():
+    layer = make_layer()
+    input = torch.randn(1, 24, 9, 9, requires_grad=True)
+    grad = torch.autograd.grad(layer(input).square().sum(), input, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.sum().backward()
+
+
+def test_threads_do_not_matter(kernels):
+    layer, input = make_layer(32), torch.randn(2, 32, 24, 24)
+    truth = outputs_and_gradients(layer, layer, input)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert_equal(outputs_and_gradients(layer, layer, input), truth)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('contiguous', [False, True])
+def test_norm_of_a_map(kernels, contiguous, dtype):
+    norm = ConvNextLayerNorm(24, data_format='channels_first', contiguous=contiguous)
+    randomize(norm)
+    input = torch.randn(2, 24, 9, 7).contiguous(memory_format=torch.channels_last)
+    exact = copy.deepcopy(norm).double()
+
+    def reference(input):
+        return exact.normalize(input.movedim(1, -1)).movedim(-1, 1)
+
+    truth = outputs_and_gradients(reference, exact, input.to(dtype).double())
+    result = outputs_and_gradients(norm, norm, input.to(dtype))
+    assert result['output'].dtype == dtype
+    assert result['output'].is_contiguous() == contiguous
+    for name, value in result.items():
+        assert relative(value, truth[name]) < (1e-5 if dtype == torch.float32 else 1e-2), name
+
+
+def saved_mebibytes(model, images):
+    """What a forward pass keeps for the backward pass, each memory once, parameters left out."""
+    storages, kept = {}, []
+
+    def pack(tensor):
+        kept.append(tensor)
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images)
+    for parameter in model.parameters():
+        storages.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storages.values()) / 2**20
+
+
+def test_half_and_a_quarter_of_the_memory(kernels):
+    from transformers import ConvNextBackbone as Peer
+    from transformers import ConvNextConfig
+
+    images = torch.randn(1, 3, 128, 128)
+    sizes, depths = [96, 192, 384, 768], [3, 3, 9, 3]
+    config = ConvNextConfig(hidden_sizes=sizes, depths=depths, out_features=list(STAGES))
+    peer = saved_mebibytes(Peer(config), images)
+    ours = saved_mebibytes(ConvNextBackbone('tiny', out_features=STAGES), images)
+    lean = saved_mebibytes(ConvNextBackbone('tiny', out_features=STAGES, with_cp=True), images)
+    assert ours < 0.53 * peer
+    assert lean < 0.25 * peer
