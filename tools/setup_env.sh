@@ -72,4 +72,8 @@ pip_install -q --no-build-isolation -r "requirements/$stack.txt" -r requirements
 # A slim system has no libGL: the same OpenCV without windows takes its place.
 "$venv/bin/python" -c 'import cv2' 2>/dev/null ||
     pip_install -q --force-reinstall --no-deps opencv-python-headless
+say "Compiling this package's kernels: half a minute, once"
+"$venv/bin/python" -m convnext_backbone.ops.build ||
+    echo 'They did not compile; all works without them, but slower' >&2
+
 say "The environment stands in $venv"

@@ -1,45 +1,47 @@
 """Compiles the kernels: ``python -m convnext_backbone.ops.build``, once after installing.
 
-They need a C++ compiler and ninja, and cost half a minute. Without them all works, but slower.
+They need a C++ compiler and ninja, and take half a minute. Without them all works, but slower.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 from torch.utils.cpp_extension import load
 
-from .native import CPU_FLAGS, SOURCES, library_path
+from .native import SOURCES, cpu_flags, library_path
 
 
 def build() -> Path:
-    """Compiles the kernels for this machine and puts them beside this file.
+    """Compiles the kernels for this kind of processor, unless they stand already.
 
     Returns:
-        The library. If it stands already, nothing is compiled.
+        The library, beside this file.
 
     Raises:
-        RuntimeError: If there is no compiler or no ninja, or compiling fails.
+        RuntimeError: If there is no ninja, or compiling fails; the message holds all output.
     """
-    import torch
-
     library = library_path()
     if library.is_file():
         return library
-    capability = torch.backends.cpu.get_cpu_capability()
+    # An environment that is not activated has its ninja beside its python.
+    os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     with tempfile.TemporaryDirectory() as folder:
         load(
             library.stem,
             [str(source) for source in sorted(SOURCES.glob('*.cpp'))],
-            # OpenMP's functions come from the library that torch has loaded: a second one would
-            # bring threads of its own.
-            extra_cflags=['-O3', '-fopenmp', *CPU_FLAGS.get(capability, [])],
+            # The functions of OpenMP come from the library that torch has loaded: a second one
+            # would bring threads of its own.
+            extra_cflags=['-O3', '-fopenmp', *cpu_flags()],
             build_directory=folder,
             is_python_module=False,
         )
-        shutil.copy(Path(folder) / library.name, library)
+        partial = shutil.copy(Path(folder) / library.name, library.with_suffix('.partial'))
+        Path(partial).replace(library)
     return library
 
 

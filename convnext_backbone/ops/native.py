@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import platform
 from pathlib import Path
 from types import ModuleType
 
@@ -21,13 +22,17 @@ CPU_FLAGS = {
 }
 
 
+def cpu_flags() -> list[str]:
+    """The compiler's flags for this kind of processor."""
+    return CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
+
+
 def library_path() -> Path:
     """The file of the kernels for these sources, this torch and this kind of processor."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    key = hashlib.sha256(f'{torch.__version__} {CPU_FLAGS.get(capability)}'.encode())
+    key = hashlib.sha256(f'{torch.__version__} {platform.machine()} {cpu_flags()}'.encode())
     for source in sorted(SOURCES.iterdir()):
         key.update(source.read_bytes())
-    return Path(__file__).parent / f'kernels-{capability.lower()}-{key.hexdigest()[:12]}.so'
+    return Path(__file__).parent / f'kernels-{key.hexdigest()[:12]}.so'
 
 
 @functools.cache
