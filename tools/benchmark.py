@@ -102,6 +102,7 @@ def compare(args: argparse.Namespace, console: Console) -> dict:
     """Measures one case, prints its table and returns its figures."""
     case = Case(args.arch, tuple(args.size), args.batch, args.device, args.dtype, args.mode)
     contenders = make_contenders(args, case, console)
+    console.print(f'measuring {len(contenders)} contenders in {args.repeats} rounds')
     measure(contenders, args.repeats, case.device)
     limit = product_limit(case, args.repeats)
     peers = [c for c in contenders if not c.name.startswith('ours')]
@@ -147,6 +148,7 @@ def sweep(args: argparse.Namespace, console: Console) -> dict:
     """Measures this backbone over architectures and sizes and prints how its cost grows."""
     curves = {}
     for arch in SWEEP_ARCHS:
+        console.print(f'measuring {arch}')
         contenders = []
         for side in SWEEP_SIZES:
             case = Case(arch, (side, side), args.batch, args.device, args.dtype, args.mode)

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from convnext_backbone.arch import resolve_arch
@@ -132,8 +130,11 @@ def make_contender(name: str, layout: str, model: nn.Module, case: Case) -> Cont
 
 
 def measure(contenders: list[Contender], repeats: int, device: str) -> None:
-    """Runs all contenders in turn, ``repeats`` rounds after the warm-up."""
-    for round_ in track(range(WARM_UP + repeats), 'Measuring', console=Console(stderr=True)):
+    """Runs all contenders in turn, ``repeats`` rounds after the warm-up.
+
+    A progress bar would draw from a thread of its own, at the cost of what is measured.
+    """
+    for round_ in range(WARM_UP + repeats):
         for contender in contenders:
             elapsed = run_once(contender.step, device)
             if round_ >= WARM_UP:

@@ -6,7 +6,7 @@ namespace convnext {
 namespace {
 
 constexpr int64_t KERNEL = 7, RADIUS = 3;
-constexpr int64_t TILE = 8;  // pixels of a row whose sums stay in registers
+constexpr int64_t TILE = 8;  // pixels of a row that share registers
 
 // A map of shape (N, H, W, C), and the part of the kernel that meets it around one of its rows.
 struct Geometry {
@@ -22,34 +22,44 @@ struct Geometry {
   int64_t rows, height, width, channels;
 };
 
+// Convolves TILE neighbouring pixels of a row from x on, whose sums stay in registers.
+template <typename L, int64_t TILE, typename In, typename Begin, typename End>
+inline void convolve_tile(const In* map, const float* taps, const Geometry& size, int64_t row,
+                          int64_t x, Begin begin, End end) {
+  const int64_t width = size.width, channels = size.channels;
+  typename L::Floats sums[TILE];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < TILE; ++i) sums[i] = begin(std::min(x + i, width - 1));
+  for (int64_t ky = size.first_tap(row); ky < size.last_tap(row); ++ky) {
+    const In* line = map + ((row + ky - RADIUS) * width + x - RADIUS) * channels;
+    typename L::Floats tap[KERNEL];
+#pragma GCC unroll 7
+    for (int64_t kx = 0; kx < KERNEL; ++kx)
+      tap[kx] = load<L>(taps + (ky * KERNEL + kx) * channels);
+#pragma GCC unroll 22
+    for (int64_t j = 0; j < TILE + KERNEL - 1; ++j) {
+      if (x + j < RADIUS || x + j >= width + RADIUS) continue;
+      const auto pixel = load<L>(line + j * channels);
+#pragma GCC unroll 7
+      for (int64_t kx = 0; kx < KERNEL; ++kx)
+        if (j >= kx && j < kx + TILE) sums[j - kx] += pixel * tap[kx];
+    }
+  }
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < TILE; ++i)
+    if (x + i < width) end(x + i, sums[i]);
+}
+
 // Convolves one row. Sums start from begin(x) and go to end(x, sum).
 template <typename L, typename In, typename Begin, typename End>
 inline void convolve_row(const In* map, const float* taps, const Geometry& size, int64_t row,
                          Begin begin, End end) {
-  const int64_t width = size.width, channels = size.channels;
-  for (int64_t x = 0; x < width; x += TILE) {
-    typename L::Floats sums[TILE];
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < TILE; ++i) sums[i] = begin(std::min(x + i, width - 1));
-    for (int64_t ky = size.first_tap(row); ky < size.last_tap(row); ++ky) {
-      const In* line = map + ((row + ky - RADIUS) * width + x - RADIUS) * channels;
-      typename L::Floats tap[KERNEL];
-#pragma GCC unroll 7
-      for (int64_t kx = 0; kx < KERNEL; ++kx)
-        tap[kx] = load<L>(taps + (ky * KERNEL + kx) * channels);
-#pragma GCC unroll 14
-      for (int64_t j = 0; j < TILE + KERNEL - 1; ++j) {
-        if (x + j < RADIUS || x + j >= width + RADIUS) continue;
-        const auto pixel = load<L>(line + j * channels);
-#pragma GCC unroll 7
-        for (int64_t kx = 0; kx < KERNEL; ++kx)
-          if (j >= kx && j < kx + TILE) sums[j - kx] += pixel * tap[kx];
-      }
-    }
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < TILE; ++i)
-      if (x + i < width) end(x + i, sums[i]);
-  }
+  int64_t x = 0;
+#ifdef __AVX512F__
+  for (; x + TILE < size.width; x += 2 * TILE)
+    convolve_tile<L, 2 * TILE>(map, taps, size, row, x, begin, end);
+#endif
+  for (; x < size.width; x += TILE) convolve_tile<L, TILE>(map, taps, size, row, x, begin, end);
 }
 
 // Adds the products of a row of gradients with a row of the map shifted by -3 to 3 pixels to sums.
