@@ -30,4 +30,4 @@ test: $(VENV)/ready
 	$(ON_CPU) $(PYTHON_VENV) -m pytest
 
 clean:
-	rm -rf .venv .venv-onedl work_dirs data/shapes
+	rm -rf .venv .venv-onedl work_dirs data/shapes convnext_backbone/ops/kernels-*.so

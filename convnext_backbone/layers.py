@@ -41,16 +41,19 @@ def drop_path(input: Tensor, drop_prob: float = 0.0, training: bool = False) -> 
     Raises:
         ValueError: If ``drop_prob`` lies outside [0, 1).
     """
+    factors = _keep_factors(input, drop_prob, training)
+    if factors is None:
+        return input
+    return input * factors.to(input.dtype).view(-1, *(1,) * (input.ndim - 1))
+
+
+def _keep_factors(input: Tensor, drop_prob: float, training: bool) -> Tensor | None:
+    """By what :func:`drop_path` multiplies each sample, ``(N,)``, or None if by nothing."""
     if not 0.0 <= drop_prob < 1.0:
         raise ValueError(f'drop_prob must lie in [0, 1), got {drop_prob}')
     if not training or drop_prob == 0.0:
-        return input
-    factors = _keep_factors(input, drop_prob).to(input.dtype)
-    return input * factors.view(-1, *(1,) * (input.ndim - 1))
-
-
-def _keep_factors(input: Tensor, drop_prob: float) -> Tensor:
-    """0 or 1 / (1 - drop_prob) for each sample, drawn in float32: half would round the odds."""
+        return None
+    # Drawn in float32: half precision would round the probability.
     keep_prob = 1.0 - drop_prob
     return torch.empty(len(input), device=input.device).bernoulli_(keep_prob).div_(keep_prob)
 
@@ -72,10 +75,8 @@ class ConvNextDropPath(nn.Module):
         return drop_path(hidden_states, self.drop_prob, self.training)
 
     def factors(self, hidden_states: Tensor) -> Tensor | None:
-        """What a forward pass would multiply each sample by, ``(N,)``, or None if nothing."""
-        if not self.training or self.drop_prob == 0.0:
-            return None
-        return _keep_factors(hidden_states, self.drop_prob)
+        """By what a forward pass multiplies each sample, ``(N,)``, or None if by nothing."""
+        return _keep_factors(hidden_states, self.drop_prob, self.training)
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob}'
@@ -124,7 +125,8 @@ class ConvNextLayerNorm(nn.LayerNorm):
         return normalized.to(features.dtype)
 
     def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, data_format={self.data_format!r}'
+        text = f'{super().extra_repr()}, data_format={self.data_format!r}'
+        return f'{text}, contiguous=True' if self.contiguous else text
 
 
 class ConvNextGRN(nn.Module):
@@ -254,7 +256,7 @@ class ConvNextLayer(nn.Module):
         return run_layer(self, hidden_states)
 
     def run_modules(self, hidden_states: Tensor) -> Tensor:
-        """The block module by module: what :func:`run_layer` gives in less time and memory."""
+        """The block module by module; :func:`run_layer` gives the same in less memory."""
         branch = self.dwconv(hidden_states).permute(0, 2, 3, 1)
         branch = self.layernorm(branch)
         branch = self.grn(self.act(self.pwconv1(branch)))

@@ -9,8 +9,8 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_backbone import ConvNextBackbone, ConvNextDropPath, ConvNextLayer
-from convnext_backbone.ops import build, dispatch, native
+from convnext_backbone import ConvNextBackbone, ConvNextDropPath, ConvNextLayer, ConvNextLayerNorm
+from convnext_backbone.ops import dispatch, native
 
 MAPS = STAGES[1:]
 
@@ -18,8 +18,6 @@ MAPS = STAGES[1:]
 @pytest.fixture
 def log(caplog):
     """The lines that are logged during a test, as if nothing had been logged before."""
-    build.build()
-    native.is_built.cache_clear()
     dispatch._log_once.cache_clear()
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
@@ -46,6 +44,7 @@ def assert_runs_modules(layer, input, log, reason):
     assert reason in line
 
 
+@pytest.mark.skipif(not native.load_kernels(), reason='the kernels are not built')
 def test_one_line_says_that_blocks_run_fused(log):
     model = ConvNextBackbone('atto', out_features=MAPS)
     for _ in range(2):
@@ -53,14 +52,30 @@ def test_one_line_says_that_blocks_run_fused(log):
     assert log() == ['ConvNeXt blocks run fused, with compiled kernels']
 
 
-def test_missing_kernels_are_told(layer, input, log, monkeypatch):
-    monkeypatch.setattr(native, 'CPU_FLAGS', {})  # no library was compiled with such flags
-    native.is_built.cache_clear()
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """Where kernels are looked for during a test."""
+    path = tmp_path / 'kernels.so'
+    monkeypatch.setattr(native, 'library_path', lambda: path)
+    native.load_kernels.cache_clear()
+    yield path
+    native.load_kernels.cache_clear()
+
+
+def test_missing_kernels_are_told(layer, input, log, library):
     layer(input)
     (line,) = log()
     assert 'without compiled kernels' in line
     assert 'python -m convnext_backbone.ops.build' in line
-    native.is_built.cache_clear()
+
+
+def test_unusable_kernels_are_told(layer, input, log, library):
+    library.write_bytes(b'no library')
+    for _ in range(2):
+        layer(input)
+    lines = log()
+    assert len(lines) == 2
+    assert f'{library} cannot be loaded' in lines[0]
 
 
 def test_widths_without_kernels_are_told(log):
@@ -84,12 +99,12 @@ def test_replaced_module(layer, input, log):
     replacement = Lora(16, 64)
     replacement.load_state_dict(layer.pwconv1.state_dict())
     layer.pwconv1 = replacement
-    assert_runs_modules(layer, input, log, 'their pwconv1 is Lora')
+    assert_runs_modules(layer, input, log, 'their pwconv1 was replaced by Lora')
 
 
 def test_replaced_forward(layer, input, log):
     layer.layernorm.forward = lambda rows: 2 * rows
-    assert_runs_modules(layer, input, log, 'their layernorm')
+    assert_runs_modules(layer, input, log, 'the forward of their layernorm was replaced')
 
 
 @pytest.mark.parametrize('part', ['dwconv', 'layernorm', 'pwconv1', 'act', 'pwconv2', 'drop_path'])
@@ -129,6 +144,63 @@ def test_dilated_convolution(layer, input, log):
     assert_runs_modules(layer, input, log, 'their dwconv')
 
 
+@pytest.mark.parametrize(
+    'args', [dict(kernel_size=5, padding=2, groups=16), dict(kernel_size=7, padding=3)]
+)
+def test_another_convolution(layer, input, log, args):
+    layer.dwconv = nn.Conv2d(16, 16, **args)
+    assert_runs_modules(layer, input, log, 'their dwconv is Conv2d')
+
+
+@pytest.mark.parametrize('part', ['dwconv', 'pwconv1', 'pwconv2'])
+def test_removed_bias(layer, input, log, part):
+    getattr(layer, part).bias = None
+    assert_runs_modules(layer, input, log, 'is missing')
+
+
+def test_another_hidden_width(layer, input, log):
+    layer.pwconv1, layer.pwconv2 = nn.Linear(16, 27), nn.Linear(27, 16)
+    reason = 'weight1 must be of shape (64, 16) and is of shape (27, 16)'
+    assert_runs_modules(layer, input, log, reason)
+
+
+@pytest.mark.parametrize('channels', [8, 24])
+def test_a_wrong_number_of_channels_is_an_error(layer, channels):
+    maps = torch.randn(1, channels, 8, 8)
+    with pytest.raises(RuntimeError, match='to have 16 channels'):
+        layer(maps)
+    with pytest.raises(RuntimeError, match='normalized_shape'):
+        ConvNextLayerNorm(16, data_format='channels_first')(maps)
+
+
+def test_meta_tensors(layer):
+    assert layer.to('meta')(torch.empty(2, 16, 9, 9, device='meta')).device.type == 'meta'
+
+
+def test_overridden_reference(input, log):
+    class Silent(ConvNextLayer):
+        def run_modules(self, hidden_states):
+            return hidden_states
+
+    class Idle(ConvNextLayerNorm):
+        def normalize(self, features):
+            return features
+
+    assert_runs_modules(randomize(Silent(16)), input, log, 'Silent has a run_modules of its own')
+    assert torch.equal(Idle(16, data_format='channels_first')(input), input)
+
+
+def test_more_children(layer, input):
+    layer.adapter = nn.Identity()
+    torch.testing.assert_close(layer(input), layer.run_modules(input))
+
+
+def test_drop_prob_out_of_range_is_an_error(layer, input):
+    layer.drop_path.drop_prob = 1.0
+    with pytest.raises(ValueError, match=r'drop_prob must lie in \[0, 1\), got 1.0'):
+        layer(input)
+
+
 def test_half_precision(layer, input, log):
     assert_runs_modules(layer.half(), input.half(), log, 'torch.float16')
 
@@ -146,7 +218,7 @@ def test_mixed_types(input, log):
 
 def test_an_empty_batch(layer, log):
     assert layer(torch.empty(0, 16, 8, 8)).shape == (0, 16, 8, 8)
-    assert 'the batch is empty' in log()[0]
+    assert 'the maps are empty' in log()[0]
 
 
 def test_operations_are_counted(layer, input, log):
@@ -171,7 +243,7 @@ def test_function_transforms(layer, input, log):
     assert 'function transform' in log()[0]
 
 
-def test_forward_mode_differentiation(layer, log):
+def test_forward_mode_differentiation(layer):
     layer, input = layer.double(), torch.randn(1, 16, 5, 5, dtype=torch.float64)
     tangent, step = torch.randn_like(input), 1e-6
     with forward_ad.dual_level():

@@ -61,6 +61,9 @@ def parse_args() -> argparse.Namespace:
     unknown = set(filter(None, args.peers.split(','))) - set(PEERS)
     if unknown:
         parser.error(f'--peers takes {", ".join(PEERS)}, not {", ".join(sorted(unknown))}')
+    fixed = ('arch', 'size', 'peers', 'layout')
+    if args.sweep and any(getattr(args, name) != parser.get_default(name) for name in fixed):
+        parser.error(f'--sweep goes without --{", --".join(fixed)}')
     if args.repeats < 1:
         parser.error('--repeats must be at least 1')
     if args.device == 'cuda' and not torch.cuda.is_available():
@@ -91,7 +94,7 @@ def make_contenders(args: argparse.Namespace, case: Case, console: Console) -> l
     for name, build in builders.items():
         try:
             contenders += [make_contender(name, lay, build(case.arch), case) for lay in layouts]
-        except (ImportError, ValueError) as error:
+        except (ImportError, RuntimeError, ValueError) as error:
             if name.startswith('ours'):
                 raise
             console.print(f'skipped {name}: {error}')
@@ -149,14 +152,14 @@ def sweep(args: argparse.Namespace, console: Console) -> dict:
     curves = {}
     for arch in SWEEP_ARCHS:
         console.print(f'measuring {arch}')
-        contenders = []
+        curve = dict(time=[], memory=[])
         for side in SWEEP_SIZES:
             case = Case(arch, (side, side), args.batch, args.device, args.dtype, args.mode)
-            contenders.append(make_contender('ours', 'nchw', build_ours(arch), case))
-        measure(contenders, args.repeats, args.device)
-        curves[arch] = dict(
-            time=[c.median for c in contenders], memory=[c.memory for c in contenders]
-        )
+            contender = make_contender('ours', 'nchw', build_ours(arch), case)
+            measure([contender], args.repeats, args.device)
+            curve['time'].append(contender.median)
+            curve['memory'].append(contender.memory)
+        curves[arch] = curve
     pixels = np.square(SWEEP_SIZES)
     table = Table(title=f'{args.mode}, {args.dtype}; {machine(args.device)}')
     for column in ('', *(f'{s}² ms' for s in SWEEP_SIZES), 'growth', 'memory growth'):

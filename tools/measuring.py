@@ -118,12 +118,13 @@ def run_once(step: Callable[[], None], device: str) -> float:
 
 def make_contender(name: str, layout: str, model: nn.Module, case: Case) -> Contender:
     """Moves a model to its device and layout and measures its memory."""
+    others = torch.cuda.memory_allocated() / 2**20 if case.device == 'cuda' else 0.0
     model = model.to(case.device, memory_format=LAYOUTS[layout])
     images = case.images(layout)
     step = make_step(model, images, case)
     memory = 0.0
     if case.device == 'cuda':
-        memory = most_allocated(step)
+        memory = most_allocated(step) - others
     elif case.mode == 'train':
         memory = saved_activations(model, images, case)
     return Contender(name, layout, step, memory)

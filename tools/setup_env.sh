@@ -74,6 +74,6 @@ pip_install -q --no-build-isolation -r "requirements/$stack.txt" -r requirements
     pip_install -q --force-reinstall --no-deps opencv-python-headless
 say "Compiling this package's kernels: half a minute, once"
 "$venv/bin/python" -m convnext_backbone.ops.build ||
-    echo 'They did not compile; all works without them, but slower' >&2
+    echo 'The kernels did not compile; all works without them, but slower' >&2
 
 say "The environment stands in $venv"

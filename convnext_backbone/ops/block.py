@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .mlp import Mlp
 from .native import pick_kernels
@@ -55,8 +54,13 @@ class _FusedBlock(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                'a fused ConvNeXt block can be differentiated once, but create_graph=True asks for '
+                'more. Run the blocks module by module, before the forward pass: for every '
+                'ConvNextLayer, layer.forward = layer.run_modules'
+            )
         map, keep, *tensors = ctx.saved_tensors
         count = len(BlockParameters._fields)
         parameters, saved = BlockParameters(*tensors[:count]), tensors[count:]
@@ -100,15 +104,17 @@ class _Block:
         """The block's output, and the pre-activations if they are to be saved."""
         p, settings = self.p, self.settings
         normed, _ = self.depthwise_norm(keep_convolved=False)
-        output = torch.empty_like(self.rows, dtype=settings.output_dtype)
+        output = torch.empty_like(self.map, dtype=settings.output_dtype)
+        output_rows = output.view_as(self.rows)
 
         def finish(part: slice, branch: Tensor) -> None:
             keep = None if self.keep is None else self.keep[part]
-            self.kernels.add_branch_(output[part], self.rows[part], branch, p.layer_scale, keep)
+            self.kernels.add_branch_(
+                output_rows[part], self.rows[part], branch, p.layer_scale, keep
+            )
 
         mlp = Mlp(self.kernels, settings, p, normed, len(self.map))
-        saved = mlp.forward(save, finish)
-        return output.view_as(self.map), saved
+        return output, mlp.forward(save, finish)
 
     def gradients(
         self,
@@ -155,11 +161,12 @@ class _Block:
 
 def _prepare(settings: BlockSettings, parameters: BlockParameters) -> BlockParameters:
     """The parameters in the types and shapes of the operators."""
-    products = ('weight1', 'bias1', 'weight2', 'bias2')
+    dtypes = dict.fromkeys(('weight1', 'bias1', 'weight2', 'bias2'), settings.dtype)
+    others = wide(settings.dtype)
     p = BlockParameters(
         *(
-            t if t is None else t.to(settings.dtype if name in products else wide(settings.dtype))
-            for name, t in parameters._asdict().items()
+            t if t is None else t.to(dtypes.get(name, others)).contiguous()
+            for name, t in zip(BlockParameters._fields, parameters, strict=True)
         )
     )
     return p._replace(depthwise_weight=p.depthwise_weight.flatten(1).t().contiguous())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 
 import torch
 from mmengine.logging import print_log
@@ -13,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from . import portable
 from .block import fused_block
-from .native import is_built, pick_kernels
+from .native import have_kernels_for, pick_kernels
 from .norm import FusedNorm
 from .parameters import BlockParameters, BlockSettings
 
+DEVICES = ('cpu', 'cuda')
 # The types of a block's tensors: one of them for all, or under autocast the last two together.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
@@ -55,19 +55,19 @@ def run_norm(norm: nn.Module, features: Tensor) -> Tensor:
         norm: The norm. With ``norm.contiguous`` the output lies in memory as ``(N, C, H, W)``.
         features: Of shape ``(N, C, ...)``.
     """
-    tensors = (features, norm.weight, norm.bias)
-    if features.ndim == 4 and not _is_traced() and not _is_transformed() and _are_plain(tensors):
+    if features.ndim == 4 and not _is_traced() and _norm_obstacle(norm, features) is None:
         map = features.permute(0, 2, 3, 1).contiguous()
-        if features.numel() and pick_kernels(map, norm.weight.dtype) is not portable:
-            weight, bias = norm.weight.float(), norm.bias.float()
-            return FusedNorm.apply(map, weight, bias, norm.eps, norm.contiguous)
+        weight, bias = (t.float().contiguous() for t in (norm.weight, norm.bias))
+        if pick_kernels(map, norm.weight.dtype) is not portable:
+            normed = FusedNorm.apply(map, weight, bias, norm.eps, norm.contiguous)
+            return normed if norm.contiguous else normed.permute(0, 3, 1, 2)
     normed = norm.normalize(features.movedim(1, -1)).movedim(-1, 1)
     return normed.contiguous() if norm.contiguous else normed
 
 
 def _is_traced() -> bool:
     """Compilers and exporters see the modules: they fuse better, or know no other operators."""
-    return torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _run_modules(layer: nn.Module, hidden_states: Tensor) -> Tensor:
@@ -78,17 +78,24 @@ def _run_modules(layer: nn.Module, hidden_states: Tensor) -> Tensor:
 
 def _obstacle_in_modules(layer: nn.Module) -> str | None:
     """Why the layer's modules must be called themselves, or None if they need not."""
-    for name, module in layer.named_children():
-        if type(module) not in layer.PARTS[name] or 'forward' in vars(module):
-            return f'their {name} is {module}'
+    if _is_overridden(layer, 'run_modules', beside='PARTS'):
+        return f'{type(layer).__name__} has a run_modules of its own'
+    for name, types in layer.PARTS.items():
+        module = getattr(layer, name)
+        if type(module) not in types:
+            return f'their {name} was replaced by {module}'
+        if 'forward' in vars(module):
+            return f'the forward of their {name} was replaced'
         if _has_hooks(module):
             return f'hooks are registered on their {name}'
     if nn.modules.module._has_any_global_hook():
         return 'hooks are registered on all modules'
     if layer.act.approximate != 'none':
         return f'their activation is {layer.act}'
-    if layer.dwconv.dilation != (1, 1) or layer.dwconv.padding_mode != 'zeros':
-        return f'their dwconv is {layer.dwconv}'
+    conv = layer.dwconv
+    geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode
+    if geometry != ((7, 7), (1, 1), (3, 3), (1, 1), 'zeros') or conv.groups != conv.in_channels:
+        return f'their dwconv is {conv}'
     return None
 
 
@@ -96,22 +103,65 @@ def _obstacle_in_tensors(
     hidden_states: Tensor, settings: BlockSettings, parameters: BlockParameters
 ) -> str | None:
     """Why the fused block cannot take these tensors, or None if it can."""
-    if hidden_states.device.type not in ('cpu', 'cuda'):
-        return f'they lie on the device {hidden_states.device.type}'
-    if hidden_states.numel() == 0:
-        return 'the batch is empty'
-    if _is_transformed():
-        return 'a function transform, forward-mode differentiation or a dispatch mode is active'
+    dim = hidden_states.shape[1]
+    shapes = BlockParameters(
+        *((dim, 1, 7, 7), (dim,), (dim,), (dim,)),
+        *((4 * dim, dim), (4 * dim,), (dim, 4 * dim), (dim,)),
+        *((dim,), (1, 1, 1, 4 * dim), (1, 1, 1, 4 * dim)),
+    )
+    for name, shape, t in zip(BlockParameters._fields, shapes, parameters, strict=True):
+        optional = name in ('layer_scale', 'grn_weight', 'grn_bias')
+        if not (t is None and optional) and getattr(t, 'shape', None) != shape:
+            found = 'missing' if t is None else f'of shape {tuple(t.shape)}'
+            return f'with {dim} channels their {name} must be of shape {shape} and is {found}'
     tensors = [hidden_states, *(t for t in parameters if t is not None)]
-    if not _are_plain(tensors):
-        return 'their tensors are not plain ones'
+    obstacle = _obstacle_to_kernels(tensors)
+    if obstacle is not None:
+        return obstacle
     dtypes = {t.dtype for t in tensors}
     autocast = torch.is_autocast_enabled(hidden_states.device.type)
     allowed = DTYPES[1:] if autocast else [settings.dtype]
     if settings.dtype not in DTYPES or not dtypes.issubset(allowed):
         names = ', '.join(sorted(map(str, dtypes)))
-        return f'they hold {names} and compute in {settings.dtype}'
+        return (
+            f'they hold {names} and compute in {settings.dtype}, not all in one of float64, '
+            'float32 and bfloat16'
+        )
     return None
+
+
+def _norm_obstacle(norm: nn.Module, features: Tensor) -> str | None:
+    """Why a norm's own ``normalize`` must be called, or None if it need not."""
+    if _is_overridden(norm, 'normalize', beside='forward'):
+        return f'{type(norm).__name__} has a normalize of its own'
+    if not norm.weight.shape == norm.bias.shape == features.shape[1:2]:
+        return 'it has another number of channels'
+    return _obstacle_to_kernels([features, norm.weight, norm.bias])
+
+
+def _obstacle_to_kernels(tensors: list[Tensor]) -> str | None:
+    """Why operators below autograd cannot take these tensors, or None if they can."""
+    subclasses = {type(t).__name__ for t in tensors} - {'Tensor', 'Parameter'}
+    if subclasses:
+        return f'they are given {", ".join(sorted(subclasses))} instead of plain tensors'
+    devices = {t.device for t in tensors}
+    if len(devices) > 1 or tensors[0].device.type not in DEVICES:
+        return f'their tensors lie on {", ".join(sorted(map(str, devices)))}'
+    if tensors[0].numel() == 0:
+        return 'the maps are empty'
+    if (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or _get_current_dispatch_mode() is not None
+    ):
+        return 'a function transform, forward-mode differentiation or a dispatch mode is active'
+    return None
+
+
+def _is_overridden(module: nn.Module, method: str, beside: str) -> bool:
+    """Whether a method is not that of the class which also defines ``beside``."""
+    owner = next(c for c in type(module).__mro__ if method in vars(c))
+    return beside not in vars(owner) or method in vars(module)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -123,22 +173,9 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _is_transformed() -> bool:
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or _get_current_dispatch_mode() is not None
-    )
-
-
-def _are_plain(tensors: Iterable[Tensor]) -> bool:
-    """Whether the tensors hold their numbers themselves, unlike a subclass's."""
-    return all(type(t) in (Tensor, nn.Parameter) for t in tensors)
-
-
 def _product_dtype(hidden_states: Tensor) -> torch.dtype:
     device = hidden_states.device.type
-    if torch.is_autocast_enabled(device):
+    if device in DEVICES and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return hidden_states.dtype
 
@@ -176,7 +213,7 @@ def _parameters(layer: nn.Module) -> BlockParameters:
 def _kernels_message(map: Tensor, dtype: torch.dtype) -> str:
     if pick_kernels(map, dtype) is not portable:
         return 'ConvNeXt blocks run fused, with compiled kernels'
-    if map.device.type == 'cpu' and not is_built():
+    if have_kernels_for(map, dtype):
         return (
             'ConvNeXt blocks run fused, but without compiled kernels: small images take longer '
             'than module by module. python -m convnext_backbone.ops.build compiles them'

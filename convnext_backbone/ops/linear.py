@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """``rows @ weight.T + bias``, with ``gelu`` behind a GELU; not differentiable.
+    """``rows @ weight.T + bias``; not differentiable.
 
     Args:
         rows: Of shape ``(rows, in)``.
-        weight: Of shape ``(out, in)``, also transposed in memory.
+        weight: Of shape ``(out, in)``, in any memory layout.
         bias: Of shape ``(out,)``. Default: none.
-        gelu: Default: False.
+        gelu: Whether a GELU follows. Default: False.
     """
     if _onednn_takes(rows):
         activation, algorithm = ('gelu', 'none') if gelu else ('none', '')
@@ -36,7 +36,7 @@ def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
 def _onednn_takes(rows: Tensor) -> bool:
     """Whether oneDNN has the product: it fuses the GELU, and where the processor is not Intel's its
     float32 products are up to twice as fast as MKL's, which torch takes by itself."""
-    if rows.device.type != 'cpu' or not torch.backends.mkldnn.is_available():
+    if rows.device.type != 'cpu' or not torch.backends.mkldnn.enabled:
         return False
     if rows.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()

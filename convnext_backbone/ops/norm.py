@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 class FusedNorm(torch.autograd.Function):
-    """Normalises the channels of a map and, in the same pass, puts them first in memory.
+    """Normalises the channels of a map and, if wanted, puts them first in memory.
 
     Args of ``apply``: the map ``(N, H, W, C)``, contiguous; weight and bias ``(C,)`` in float32;
-    eps; whether the output lies in memory as ``(N, C, H, W)``. Returns ``(N, C, H, W)``, which can
-    be differentiated once.
+    eps; whether the output is ``(N, C, H, W)``, contiguous, instead of ``(N, H, W, C)``.
     """
 
     @staticmethod
-    def forward(ctx, map, weight, bias, eps, contiguous):
-        ctx.eps = eps
-        ctx.save_for_backward(map, weight)
-        output = torch.ops.convnext_backbone.norm(map, weight, bias, eps, contiguous)
-        return output if contiguous else output.permute(0, 3, 1, 2)
+    def forward(ctx, map, weight, bias, eps, channels_first):
+        ctx.eps, ctx.channels_first = eps, channels_first
+        ctx.save_for_backward(map, weight, bias)
+        return torch.ops.convnext_backbone.norm(map, weight, bias, eps, channels_first)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output: Tensor):
-        map, weight = ctx.saved_tensors
+        map, weight, bias = ctx.saved_tensors
+        if ctx.channels_first:
+            grad_output = grad_output.permute(0, 2, 3, 1)
+        if torch.is_grad_enabled():  # gradients of gradients are left to torch
+            output = F.layer_norm(map.float(), weight.shape, weight, bias, ctx.eps).to(map.dtype)
+            inputs = (map, weight, bias)
+            return *torch.autograd.grad(output, inputs, grad_output, create_graph=True), None, None
         grad = map.to(torch.float32, copy=True)
         grad_weight, grad_bias, _ = torch.ops.convnext_backbone.norm_backward_(
-            grad, grad_output.permute(0, 2, 3, 1).contiguous(), weight, ctx.eps
+            grad, grad_output.contiguous(), weight, ctx.eps
         )
         return grad.to(map.dtype), grad_weight, grad_bias, None, None

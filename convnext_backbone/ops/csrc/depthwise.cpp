@@ -5,7 +5,7 @@
 namespace convnext {
 namespace {
 
-constexpr int64_t KERNEL = 7, RADIUS = 3;
+constexpr int64_t KERNEL = 7, RADIUS = 3, TAPS = KERNEL * KERNEL;
 constexpr int64_t TILE = 8;  // pixels of a row that share registers
 
 // A map of shape (N, H, W, C), and the part of the kernel that meets it around one of its rows.
@@ -14,7 +14,7 @@ struct Geometry {
       : rows(map.size(0) * map.size(1)),
         height(map.size(1)),
         width(map.size(2)),
-        channels(map.size(3)) {}
+        channels(channels_of(map)) {}
 
   int64_t first_tap(int64_t row) const { return std::max<int64_t>(0, RADIUS - row % height); }
   int64_t last_tap(int64_t row) const { return std::min(KERNEL, height + RADIUS - row % height); }
@@ -22,14 +22,14 @@ struct Geometry {
   int64_t rows, height, width, channels;
 };
 
-// Convolves TILE neighbouring pixels of a row from x on, whose sums stay in registers.
-template <typename L, int64_t TILE, typename In, typename Begin, typename End>
+// Convolves neighbouring pixels of a row from x on, whose sums stay in registers.
+template <typename L, int64_t PIXELS, typename In, typename Begin, typename End>
 inline void convolve_tile(const In* map, const float* taps, const Geometry& size, int64_t row,
                           int64_t x, Begin begin, End end) {
   const int64_t width = size.width, channels = size.channels;
-  typename L::Floats sums[TILE];
+  typename L::Floats sums[PIXELS];
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < TILE; ++i) sums[i] = begin(std::min(x + i, width - 1));
+  for (int64_t i = 0; i < PIXELS; ++i) sums[i] = begin(std::min(x + i, width - 1));
   for (int64_t ky = size.first_tap(row); ky < size.last_tap(row); ++ky) {
     const In* line = map + ((row + ky - RADIUS) * width + x - RADIUS) * channels;
     typename L::Floats tap[KERNEL];
@@ -37,16 +37,16 @@ inline void convolve_tile(const In* map, const float* taps, const Geometry& size
     for (int64_t kx = 0; kx < KERNEL; ++kx)
       tap[kx] = load<L>(taps + (ky * KERNEL + kx) * channels);
 #pragma GCC unroll 22
-    for (int64_t j = 0; j < TILE + KERNEL - 1; ++j) {
+    for (int64_t j = 0; j < PIXELS + KERNEL - 1; ++j) {
       if (x + j < RADIUS || x + j >= width + RADIUS) continue;
       const auto pixel = load<L>(line + j * channels);
 #pragma GCC unroll 7
       for (int64_t kx = 0; kx < KERNEL; ++kx)
-        if (j >= kx && j < kx + TILE) sums[j - kx] += pixel * tap[kx];
+        if (j >= kx && j < kx + PIXELS) sums[j - kx] += pixel * tap[kx];
     }
   }
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < TILE; ++i)
+  for (int64_t i = 0; i < PIXELS; ++i)
     if (x + i < width) end(x + i, sums[i]);
 }
 
@@ -91,8 +91,8 @@ std::tuple<Tensor, Tensor> depthwise_norm(const Tensor& map, const Tensor& taps,
   const int64_t channels = size.channels, row_size = size.width * channels;
   Tensor normed = at::empty(map.sizes(), map.options().dtype(dtype));
   Tensor convolved = at::empty(keep ? map.sizes() : at::IntArrayRef{0}, at::kFloat);
-  const float *taps_ = data<float>(taps), *bias_ = data<float>(bias);
-  const float *gamma = data<float>(norm_weight), *beta = data<float>(norm_bias);
+  const float *taps_ = floats(taps, TAPS * channels), *bias_ = floats(bias, channels);
+  const float *gamma = floats(norm_weight, channels), *beta = floats(norm_bias, channels);
   with_type(map.scalar_type(), [&](auto in_type) {
     with_type(dtype, [&](auto out_type) {
       const auto* in = data<decltype(in_type)>(map);
@@ -109,13 +109,8 @@ std::tuple<Tensor, Tensor> depthwise_norm(const Tensor& map, const Tensor& taps,
           });
           for (int64_t x = 0; x < size.width; ++x) {
             const float* pixel = line + x * channels;
-            const Statistics s = statistics(pixel, channels, eps);
-            for_channels(channels, [&](int64_t c, auto lanes) {
-              using L = decltype(lanes);
-              store<L>(out + row * row_size + x * channels + c,
-                       (load<L>(pixel + c) - s.mean) * s.scale * load<L>(gamma + c) +
-                           load<L>(beta + c));
-            });
+            normalize(pixel, statistics(pixel, channels, eps), gamma, beta, channels,
+                      out + row * row_size + x * channels);
           }
         }
       });
@@ -127,7 +122,7 @@ std::tuple<Tensor, Tensor> depthwise_norm(const Tensor& map, const Tensor& taps,
 Tensor depthwise_input_grad(const Tensor& grad, const Tensor& taps, const Tensor& grad_output) {
   const Geometry size(grad);
   const Tensor flipped = taps.flip(0);
-  const float *in = data<float>(grad), *taps_ = data<float>(flipped);
+  const float *in = data<float>(grad), *taps_ = floats(flipped, TAPS * size.channels);
   Tensor grad_input = at::empty_like(grad_output);
   with_type(grad_output.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -156,7 +151,7 @@ Tensor depthwise_weight_grad(const Tensor& map, const Tensor& grad) {
   with_type(map.scalar_type(), [&](auto type) {
     const auto* in = data<decltype(type)>(map);
     sums = sum_rows(
-        size.rows, row_size, KERNEL * KERNEL * channels,
+        size.rows, size.width, channels, TAPS * channels,
         [&](int64_t begin, int64_t end, float* taps) {
           for (int64_t row = begin; row < end; ++row)
             for_channels(channels, [&](int64_t c, auto lanes) {
@@ -167,7 +162,7 @@ Tensor depthwise_weight_grad(const Tensor& map, const Tensor& grad) {
             });
         });
   });
-  return sums.view({KERNEL * KERNEL, channels});
+  return sums.view({TAPS, channels});
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace convnext {
 
@@ -76,11 +77,18 @@ struct Total {
   void add(Eight::Floats values) { narrow += values; }
 
   float value() const {
-    float sums[24];
-    store<Sixteen>(sums, wide);
-    store<Eight>(sums + 16, narrow);
-    for (int i = 0; i < 8; ++i) sums[i] += sums[i + 8] + sums[i + 16];
-    return (sums[0] + sums[4]) + (sums[1] + sums[5]) + (sums[2] + sums[6]) + (sums[3] + sums[7]);
+    struct {
+      Eight::Floats low, high;
+    } halves;
+    std::memcpy(&halves, &wide, sizeof wide);
+    const Eight::Floats eight = halves.low + halves.high + narrow;
+    using Four = float __attribute__((vector_size(16)));
+    struct {
+      Four low, high;
+    } quarters;
+    std::memcpy(&quarters, &eight, sizeof eight);
+    const Four four = quarters.low + quarters.high;
+    return (four[0] + four[2]) + (four[1] + four[3]);
   }
 };
 
@@ -88,7 +96,7 @@ struct Total {
 template <typename Body>
 inline void for_channels(int64_t channels, Body body) {
   int64_t c = 0;
-#ifdef __AVX512F__  // with smaller registers, sixteen channels a time would not leave enough of them
+#ifdef __AVX512F__  // with smaller registers, sixteen channels at a time would not leave enough of them
   for (; c + 16 <= channels; c += 16) body(c, Sixteen());
 #endif
   for (; c < channels; c += 8) body(c, Eight());
@@ -100,15 +108,23 @@ void for_rows(int64_t rows, int64_t row_size, Body body) {
   at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / row_size), body);
 }
 
-// Runs body(begin, end, sums) in the same way; returns the total of all threads' `count` sums.
+// Runs body(begin, end, sums), which adds to `count` sums, in the same way; returns the totals. Sums
+// of short blocks are added up: in one running sum over a large map, float32 would lose digits.
 template <typename Body>
-Tensor sum_rows(int64_t rows, int64_t row_size, int64_t count, Body body) {
-  Tensor partial = at::zeros({at::get_num_threads(), count}, at::kFloat);
-  float* sums = partial.data_ptr<float>();
-  for_rows(rows, row_size, [&](int64_t begin, int64_t end) {
-    body(begin, end, sums + at::get_thread_num() * count);
+Tensor sum_rows(int64_t rows, int64_t pixels, int64_t channels, int64_t count, Body body) {
+  const int64_t block = std::max<int64_t>(1, 256 / pixels);
+  Tensor totals = at::zeros({at::get_num_threads(), count}, at::kFloat);
+  float* all = totals.data_ptr<float>();
+  for_rows(rows, pixels * channels, [&](int64_t begin, int64_t end) {
+    float* total = all + at::get_thread_num() * count;
+    std::vector<float> sums(count);
+    for (int64_t row = begin; row < end; row += block) {
+      std::fill(sums.begin(), sums.end(), 0.f);
+      body(row, std::min(row + block, end), sums.data());
+      for (int64_t i = 0; i < count; ++i) total[i] += sums[i];
+    }
   });
-  return partial.sum(0);
+  return totals.sum(0);
 }
 
 // Calls body with a value of the C++ type of `dtype`.
@@ -129,8 +145,19 @@ T* data(const Tensor& tensor) {
   return tensor.data_ptr<T>();
 }
 
-inline const float* data_or_null(const optional<Tensor>& tensor) {
-  return tensor ? data<float>(*tensor) : nullptr;
+// Parameters and factors, of which there must be `count`.
+inline const float* floats(const Tensor& tensor, int64_t count) {
+  TORCH_CHECK(tensor.numel() == count, "expected ", count, " numbers, got ", tensor.numel());
+  return data<float>(tensor);
+}
+
+inline const float* floats(const optional<Tensor>& tensor, int64_t count) {
+  return tensor ? floats(*tensor, count) : nullptr;
+}
+
+inline int64_t channels_of(const Tensor& map) {
+  TORCH_CHECK(map.size(-1) % 8 == 0, "channels must be a multiple of 8, got ", map.size(-1));
+  return map.size(-1);
 }
 
 }  // namespace convnext

@@ -47,16 +47,17 @@ inline Normal<L> normal(typename L::Floats x) {
 std::tuple<Tensor, Tensor, Tensor> gelu_backward_(const Tensor& grad, const Tensor& input,
                                                   const optional<Tensor>& scale,
                                                   const optional<Tensor>& shift) {
-  const int64_t channels = input.size(-1), rows = input.numel() / channels;
-  const float *scales = data_or_null(scale), *shifts = data_or_null(shift);
-  const int64_t sample_rows = scale ? rows / scale->size(0) : rows;
+  const int64_t channels = channels_of(input), rows = input.numel() / channels;
+  const int64_t num_samples = scale ? scale->size(0) : 1, sample_rows = rows / num_samples;
+  const float* scales = floats(scale, num_samples * channels);
+  const float* shifts = floats(shift, num_samples * channels);
   Tensor output = at::empty_like(input);
   Tensor sums;
   with_type(input.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T* in = data<T>(input);
     T *out = data<T>(output), *grads = data<T>(grad);
-    sums = sum_rows(rows, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
+    sums = sum_rows(rows, 1, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t sample = row / sample_rows * channels;
         for_channels(channels, [&](int64_t c, auto lanes) {
@@ -87,8 +88,8 @@ inline typename L::Floats factor(const float* factors, int64_t c) {
 
 void add_branch_(Tensor& output, const Tensor& map, const Tensor& branch,
                  const optional<Tensor>& scale, const optional<Tensor>& keep) {
-  const int64_t channels = map.size(-1), rows = map.numel() / channels;
-  const float *scale_ = data_or_null(scale), *keep_ = data_or_null(keep);
+  const int64_t channels = channels_of(map), rows = map.numel() / channels;
+  const float *scale_ = floats(scale, channels), *keep_ = floats(keep, rows);
   with_type(output.scalar_type(), [&](auto out_type) {
     with_type(map.scalar_type(), [&](auto map_type) {
       with_type(branch.scalar_type(), [&](auto branch_type) {
@@ -111,15 +112,15 @@ void add_branch_(Tensor& output, const Tensor& map, const Tensor& branch,
 
 std::tuple<Tensor, Tensor> branch_grad(const Tensor& grad, const optional<Tensor>& scale,
                                        const optional<Tensor>& keep, at::ScalarType dtype) {
-  const int64_t channels = grad.size(-1), rows = grad.numel() / channels;
-  const float *scale_ = data_or_null(scale), *keep_ = data_or_null(keep);
+  const int64_t channels = channels_of(grad), rows = grad.numel() / channels;
+  const float *scale_ = floats(scale, channels), *keep_ = floats(keep, rows);
   Tensor result = at::empty(grad.sizes(), grad.options().dtype(dtype));
   Tensor sums;
   with_type(grad.scalar_type(), [&](auto in_type) {
     with_type(dtype, [&](auto out_type) {
       const auto* in = data<decltype(in_type)>(grad);
       auto* out = data<decltype(out_type)>(result);
-      sums = sum_rows(rows, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
+      sums = sum_rows(rows, 1, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
         for (int64_t row = begin; row < end; ++row)
           for_channels(channels, [&](int64_t c, auto lanes) {
             using L = decltype(lanes);
@@ -136,7 +137,7 @@ std::tuple<Tensor, Tensor> branch_grad(const Tensor& grad, const optional<Tensor
 }
 
 Tensor row_products(const Tensor& first, const Tensor& second) {
-  const int64_t rows = first.size(0), channels = first.size(1);
+  const int64_t rows = first.size(0), channels = channels_of(first);
   Tensor products = at::empty({rows}, at::kFloat);
   float* out = data<float>(products);
   with_type(first.scalar_type(), [&](auto first_type) {
@@ -159,12 +160,12 @@ Tensor row_products(const Tensor& first, const Tensor& second) {
 }
 
 Tensor column_products(const Tensor& first, const Tensor& second, int64_t num_samples) {
-  const int64_t rows = first.size(0), channels = first.size(1), sample_rows = rows / num_samples;
+  const int64_t rows = first.size(0), channels = channels_of(first), sample_rows = rows / num_samples;
   Tensor sums;
   with_type(first.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T *a = data<T>(first), *b = data<T>(second);
-    sums = sum_rows(rows, channels, num_samples * channels,
+    sums = sum_rows(rows, 1, channels, num_samples * channels,
                     [&](int64_t begin, int64_t end, float* sum) {
                       for (int64_t row = begin; row < end; ++row)
                         for_channels(channels, [&](int64_t c, auto lanes) {

@@ -7,12 +7,12 @@ namespace {
 
 Tensor norm(const Tensor& map, const Tensor& weight, const Tensor& bias, double eps,
             bool channels_first) {
-  const int64_t height = map.size(1), width = map.size(2), channels = map.size(3);
+  const int64_t height = map.size(1), width = map.size(2), channels = channels_of(map);
   const int64_t row_size = width * channels;
   Tensor output = at::empty(
       channels_first ? at::IntArrayRef{map.size(0), channels, height, width} : map.sizes(),
       map.options());
-  const float *gamma = data<float>(weight), *beta = data<float>(bias);
+  const float *gamma = floats(weight, channels), *beta = floats(bias, channels);
   with_type(map.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T* in = data<T>(map);
@@ -23,13 +23,8 @@ Tensor norm(const Tensor& map, const Tensor& weight, const Tensor& bias, double 
         T* line = channels_first ? data<T>(scratch) : out + row * row_size;
         for (int64_t x = 0; x < width; ++x) {
           const T* pixel = in + row * row_size + x * channels;
-          const Statistics s = statistics(pixel, channels, eps);
-          for_channels(channels, [&](int64_t c, auto lanes) {
-            using L = decltype(lanes);
-            store<L>(line + x * channels + c,
-                     (load<L>(pixel + c) - s.mean) * s.scale * load<L>(gamma + c) +
-                         load<L>(beta + c));
-          });
+          normalize(pixel, statistics(pixel, channels, eps), gamma, beta, channels,
+                    line + x * channels);
         }
         if (!channels_first) continue;
         const int64_t sample = row / height, y = row % height;
@@ -44,13 +39,13 @@ Tensor norm(const Tensor& map, const Tensor& weight, const Tensor& bias, double 
 }
 
 Tensor norm_backward_(Tensor& map, const Tensor& grad, const Tensor& norm_weight, double eps) {
-  const int64_t channels = map.size(-1), rows = map.numel() / channels;
-  const float* gamma = data<float>(norm_weight);
+  const int64_t channels = channels_of(map), rows = map.numel() / channels;
+  const float* gamma = floats(norm_weight, channels);
   float* maps = data<float>(map);
   Tensor sums;
   with_type(grad.scalar_type(), [&](auto type) {
     const auto* grads = data<decltype(type)>(grad);
-    sums = sum_rows(rows, channels, 3 * channels, [&](int64_t begin, int64_t end, float* sum) {
+    sums = sum_rows(rows, 1, channels, 3 * channels, [&](int64_t begin, int64_t end, float* sum) {
       for (int64_t row = begin; row < end; ++row) {
         float* pixel = maps + row * channels;
         const auto* g = grads + row * channels;

@@ -23,4 +23,15 @@ inline Statistics statistics(const T* pixel, int64_t channels, double eps) {
   return {mean, 1 / std::sqrt(float(squares.value() / channels + eps))};
 }
 
+// Normalises a pixel of which the statistics are known.
+template <typename In, typename Out>
+inline void normalize(const In* pixel, Statistics s, const float* weight, const float* bias,
+                      int64_t channels, Out* out) {
+  for_channels(channels, [&](int64_t c, auto lanes) {
+    using L = decltype(lanes);
+    store<L>(out + c, (load<L>(pixel + c) - s.mean) * s.scale * load<L>(weight + c) +
+                          load<L>(bias + c));
+  });
+}
+
 }  // namespace convnext
