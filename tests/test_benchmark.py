@@ -1,6 +1,7 @@
 """The benchmark's command line, and what it counts."""
 
 import json
+import weakref
 from argparse import Namespace
 
 import benchmark
@@ -19,6 +20,9 @@ def test_saved_activations_of_known_layers():
     rows = torch.randn(2**10, 2**8)
     model = nn.Sequential(nn.Linear(2**8, 2**10), nn.ReLU())
     assert measuring.saved_activations(model, rows, case) == 1 + 4
+    reference = weakref.ref(rows)
+    del rows
+    assert reference() is None
 
 
 def test_product_limit_counts_the_products_of_a_step(monkeypatch):

@@ -92,6 +92,7 @@ def saved_activations(model: nn.Module, images: Tensor, case: Case) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), case.autocast():
         model(images)
+    kept.clear()  # the graph holds pack, which holds the list, which holds the graph
     for parameter in model.parameters():
         storages.pop(parameter.untyped_storage().data_ptr(), None)
     return sum(storages.values()) / 2**20
