@@ -85,12 +85,11 @@ def saved_activations(model: nn.Module, images: Tensor, case: Case) -> float:
     storages: dict[int, int] = {}
     kept = []  # no two tensors may have one address
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         kept.append(tensor)
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), case.autocast():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing), case.autocast():
         model(images)
     kept.clear()  # the graph holds pack, which holds the list, which holds the graph
     for parameter in model.parameters():
