@@ -56,10 +56,10 @@ def run_norm(norm: nn.Module, features: Tensor) -> Tensor:
         features: Of shape ``(N, C, ...)``.
     """
     if features.ndim == 4 and not _is_traced() and _norm_obstacle(norm, features) is None:
-        map = features.permute(0, 2, 3, 1).contiguous()
-        weight, bias = (t.float().contiguous() for t in (norm.weight, norm.bias))
+        map = features.permute(0, 2, 3, 1)
         if pick_kernels(map, norm.weight.dtype) is not portable:
-            normed = FusedNorm.apply(map, weight, bias, norm.eps, norm.contiguous)
+            weight, bias = (t.float().contiguous() for t in (norm.weight, norm.bias))
+            normed = FusedNorm.apply(map.contiguous(), weight, bias, norm.eps, norm.contiguous)
             return normed if norm.contiguous else normed.permute(0, 3, 1, 2)
     normed = norm.normalize(features.movedim(1, -1)).movedim(-1, 1)
     return normed.contiguous() if norm.contiguous else normed

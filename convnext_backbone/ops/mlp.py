@@ -86,13 +86,13 @@ class Mlp:
                 grad_weight, grad_bias, shift = response.gradients(grad_inner)
                 sums['grn_weight'].add(grad_weight)
                 sums['grn_bias'].add(grad_bias)
-                scale, rescaled = response.scale, response.rescaled()
+                scale = response.scale
             hidden, grad_inner, grad_bias1 = self.kernels.gelu_backward_(
                 grad_inner, inner, scale, shift
             )
             sums['bias1'].add(grad_bias1)
             if needs.weight2 or needs.layer_scale:
-                last = hidden if p.grn_weight is None else rescaled
+                last = hidden if p.grn_weight is None else response.rescaled()
                 sums['weight2'].add(weight_grad(grad[part], last))
             if needs.weight1:
                 sums['weight1'].add(weight_grad(grad_inner, self.normed[part]))
