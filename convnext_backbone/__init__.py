@@ -1,33 +1,54 @@
 """ConvNeXt as a backbone plugin for OpenMMLab frameworks.
 
-Importing the package registers ``ConvNextBackbone``, ``ConvNextModel`` and
-``ConvNextForImageClassification`` in mmengine's root ``MODELS`` registry, and
-``ConvNextLayerDecayOptimWrapperConstructor`` among its constructors of optimiser wrappers. What
-only the training of classifiers needs is registered by importing
-``convnext_backbone.classification``.
+Importing the package has these effects:
+
+- ``ConvNextBackbone``, ``ConvNextModel`` and ``ConvNextForImageClassification`` are registered in
+  mmengine's root registry ``MODELS``, ``ConvNextLayerDecayOptimWrapperConstructor`` in
+  ``OPTIM_WRAPPER_CONSTRUCTORS`` and ``convnext_auto_wrap_policy`` in ``FUNCTIONS``.
+- mmengine's loader of local checkpoints (``load_from``, ``resume``) is replaced by one that can
+  read mmengine's own checkpoints with torch 2.6 and newer: while it reads a file, and only then,
+  torch's unpickler accepts exactly the classes in those files. ``weights_only`` stays on, and
+  ``torch.load`` in other code behaves as before. See ``checkpoint/mmengine_files.py``.
+
+Data and metrics for the training of classifiers are registered by
+``import convnext_backbone.data``.
 """
 
-from .backbone import ConvNextBackbone
-from .checkpoint import LoadReport, infer_arch, load_checkpoint
-from .classifier import ConvNextForImageClassification
-from .encoder import ConvNextEncoder, ConvNextStage
-from .fsdp import convnext_auto_wrap_policy
-from .layers import (
+try:
+    import mmengine  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != 'mmengine':
+        raise
+    raise ModuleNotFoundError(
+        'convnext_backbone needs mmengine: install one of its two stacks, upstream OpenMMLab with '
+        "pip install 'convnext-backbone[openmmlab]' or the OneDL forks with "
+        "pip install 'convnext-backbone[onedl]', never both in one environment",
+        name='mmengine',
+    ) from error
+
+from .checkpoint import LoadReport, infer_arch, load_checkpoint, register_loader
+from .engine import ConvNextLayerDecayOptimWrapperConstructor, convnext_auto_wrap_policy
+from .models import (
+    ConvNextBackbone,
+    ConvNextBackboneOutput,
     ConvNextDropPath,
     ConvNextEmbeddings,
+    ConvNextEncoder,
+    ConvNextForImageClassification,
     ConvNextGRN,
     ConvNextLayer,
     ConvNextLayerNorm,
+    ConvNextModel,
+    ConvNextModelOutput,
+    ConvNextStage,
     drop_path,
 )
-from .lr_decay import ConvNextLayerDecayOptimWrapperConstructor
-from .model import ConvNextModel
-from .safe_globals import allow_mmengine_checkpoints
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'ConvNextBackbone',
+    'ConvNextBackboneOutput',
     'ConvNextDropPath',
     'ConvNextEmbeddings',
     'ConvNextEncoder',
@@ -37,6 +58,7 @@ __all__ = [
     'ConvNextLayerDecayOptimWrapperConstructor',
     'ConvNextLayerNorm',
     'ConvNextModel',
+    'ConvNextModelOutput',
     'ConvNextStage',
     'LoadReport',
     'convnext_auto_wrap_policy',
@@ -45,4 +67,4 @@ __all__ = [
     'load_checkpoint',
 ]
 
-allow_mmengine_checkpoints()
+register_loader()

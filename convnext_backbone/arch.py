@@ -2,21 +2,75 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Arch:
-    """Depths and widths of the stages, and whether the blocks are those of ConvNeXt V2."""
+    """What distinguishes one ConvNeXt from another.
+
+    Attributes:
+        depths: Number of blocks in each stage.
+        hidden_sizes: Number of channels in each stage.
+        use_grn: Whether the blocks have global response normalisation (ConvNeXt V2).
+        has_layer_scale: Whether the blocks have a layer scale (ConvNeXt V1).
+    """
 
     depths: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     use_grn: bool = False
+    has_layer_scale: bool = True
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """``('stem', 'stage1', ..., 'stageN')``."""
+        return ('stem', *(f'stage{i + 1}' for i in range(len(self.depths))))
+
+    @property
+    def arguments(self) -> dict:
+        """The arguments of :class:`convnext_backbone.ConvNextBackbone` that build this model."""
+        exact = [name for name, arch in ARCHS.items() if arch == self]
+        # A model of the other version can still have the depths and sizes of a known one.
+        exact += [
+            name
+            for name, arch in ARCHS.items()
+            if (arch.depths, arch.hidden_sizes) == (self.depths, self.hidden_sizes)
+        ]
+        numbers = dict(depths=list(self.depths), hidden_sizes=list(self.hidden_sizes))
+        return dict(
+            arch=exact[0] if exact else numbers,
+            use_grn=self.use_grn,
+            layer_scale_init_value=1e-6 if self.has_layer_scale else None,
+        )
+
+    def __str__(self) -> str:
+        """The name of the model, or its numbers and the closest name."""
+        closest = min(ARCHS, key=lambda name: self._distance(ARCHS[name]))
+        version = '-V2' if closest.startswith('v2-') else ''
+        title = f'ConvNeXt{version}-{closest.removeprefix("v2-")}'
+        if replace(self, has_layer_scale=ARCHS[closest].has_layer_scale) != ARCHS[closest]:
+            title = (
+                f'ConvNeXt with depths {self.depths}, hidden_sizes {self.hidden_sizes}'
+                f'{" and GRN" if self.use_grn else ""} (closest: {title})'
+            )
+        # V2 blocks never have a layer scale.
+        return title + ('' if self.has_layer_scale or self.use_grn else ' without layer scale')
+
+    def _distance(self, other: Arch) -> float:
+        """The sum of the ratios of depths and widths, as powers of two."""
+        total = 4 * abs(len(self.depths) - len(other.depths))
+        total += (self.use_grn != other.use_grn) / 4
+        pairs = [
+            *zip(self.depths, other.depths, strict=False),
+            *zip(self.hidden_sizes, other.hidden_sizes, strict=False),
+        ]
+        return total + sum(abs(math.log2(max(a, 1) / max(b, 1))) for a, b in pairs)
 
 
-# ConvNeXt, section 3 and its official repository; ConvNeXt V2, appendix A. The four smallest
-# V1 models are V2's shapes with V1's blocks.
+# ConvNeXt, section 3 and its official repository; ConvNeXt V2, appendix A. The four smallest V1
+# models have the shapes of V2's and V1's blocks.
 _SHAPES = {
     'atto': ((2, 2, 6, 2), (40, 80, 160, 320)),
     'femto': ((2, 2, 6, 2), (48, 96, 192, 384)),
@@ -34,25 +88,30 @@ _V2 = ('atto', 'femto', 'pico', 'nano', 'tiny', 'base', 'large', 'huge')
 
 ARCHS = {
     **{name: Arch(*_SHAPES[name]) for name in _V1},
-    **{f'v2-{name}': Arch(*_SHAPES[name], use_grn=True) for name in _V2},
+    **{f'v2-{name}': Arch(*_SHAPES[name], use_grn=True, has_layer_scale=False) for name in _V2},
 }
 
 
-def resolve_arch(arch: str | Mapping, use_grn: bool | None = None) -> Arch:
-    """Looks an architecture up, or reads it from ``dict(depths=..., hidden_sizes=...)``.
+def resolve_arch(
+    arch: str | Mapping, use_grn: bool | None = None, has_layer_scale: bool = True
+) -> Arch:
+    """Finds an architecture by name, or builds it from ``dict(depths=..., hidden_sizes=...)``.
 
     Args:
         arch: The name, or the dict.
-        use_grn: Whether the blocks are those of ConvNeXt V2. Default: None, as the name says; those
-            of a dict are V1's.
+        use_grn: Whether the blocks are ConvNeXt V2 blocks. Default: None, which follows the name;
+            a dict means V1 blocks.
+        has_layer_scale: Whether V1 blocks have a layer scale; V2 blocks never have one.
+            Default: True.
 
     Raises:
         ValueError: If the name is unknown, if the dict has other keys, or if its two lists differ
-            in length, are empty or hold anything but positive integers.
+            in length, are empty or contain anything but positive integers.
         TypeError: If ``arch`` is neither a name nor a dict.
     """
-    architecture = _look_up(arch)
-    return architecture if use_grn is None else replace(architecture, use_grn=use_grn)
+    found = _look_up(arch)
+    use_grn = found.use_grn if use_grn is None else use_grn
+    return replace(found, use_grn=use_grn, has_layer_scale=has_layer_scale and not use_grn)
 
 
 def _look_up(arch: str | Mapping) -> Arch:
@@ -72,7 +131,7 @@ def _look_up(arch: str | Mapping) -> Arch:
     depths, hidden_sizes = tuple(arch['depths']), tuple(arch['hidden_sizes'])
     if len(depths) != len(hidden_sizes) or not depths:
         raise ValueError(
-            'depths and hidden_sizes must name the same stages, at least one: '
+            'depths and hidden_sizes must have one entry per stage, at least one: '
             f'got {len(depths)} depths {depths} and {len(hidden_sizes)} hidden_sizes {hidden_sizes}'
         )
     if not all(isinstance(n, int) and n > 0 for n in depths + hidden_sizes):

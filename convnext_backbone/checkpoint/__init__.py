@@ -1,20 +1,21 @@
 """Checkpoints of other projects: reading them, translating their names, loading them.
 
-The way of a checkpoint: ``sources`` and ``containers`` make a plain state dict of it, ``translate``
-recognises its format in the table of ``formats`` and brings it to the project's names and layouts,
-``audit`` decides what goes into the model, ``loading`` copies and reports.
+The steps: ``sources`` and ``containers`` read a plain state dict, ``translate`` recognises its
+format in the table of ``formats`` and converts it to this package's names and layouts, ``audit``
+decides what goes into the model, ``loading`` copies it and reports, ``pretrained`` connects this to
+torch and mmengine.
 """
 
-from .architecture import Architecture, read_architecture
 from .audit import Target
-from .loading import infer_arch, load_checkpoint
-from .module import LoadsAnyCheckpoint
+from .infer import infer_arch, read_arch
+from .loading import load_checkpoint
+from .mmengine_files import mmengine_classes_allowed, register_loader
+from .pretrained import LoadsAnyCheckpoint
 from .report import LoadReport
 from .sources import read_checkpoint
 from .translate import Translation, export, translate
 
 __all__ = [
-    'Architecture',
     'LoadReport',
     'LoadsAnyCheckpoint',
     'Target',
@@ -22,7 +23,9 @@ __all__ = [
     'export',
     'infer_arch',
     'load_checkpoint',
-    'read_architecture',
+    'mmengine_classes_allowed',
+    'read_arch',
     'read_checkpoint',
+    'register_loader',
     'translate',
 ]

@@ -1,65 +1,69 @@
-"""Deciding, before anything is copied, what of a checkpoint goes into a model."""
+"""Deciding which tensors of a checkpoint go into a model, before anything is copied."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .architecture import Architecture, read_architecture
+from ..arch import Arch
 from .containers import Checkpoint, CheckpointError
-from .names import listed
+from .formats import MAP_NORMS, NATIVE
+from .infer import read_arch
+from .names import Name, listed, parse_name
 from .report import LoadReport
 from .translate import Translation, translate
 
-_STEM = 'embeddings.patch_embeddings.weight'
-_MAP_NORMS = 'hidden_states_norms.'
-HEAD = 'classifier.'
+# Why a part that the model does not have is left out of a checkpoint.
+_LEFT_OUT = {
+    'stem_map_norm': 'norms of maps not asked for',
+    'map_norm': 'norms of maps not asked for',
+    'final_norm': 'final norm',
+    'head': 'head',
+}
 
 
 @dataclass
 class Target:
-    """What a model takes from a checkpoint.
+    """A model, as far as the loading of checkpoints needs to know it.
 
     Attributes:
-        name: Class of the model.
-        architecture: What it is.
+        name: Its class.
+        arch: Its architecture.
         tensors: Its state dict, by native names.
-        left_out: What a checkpoint may have of native names and the model has not, as prefixes of
-            names to what they are.
-        adapt_stem: Whether the stem's weight may be made to fit other image channels.
-        trunk: What precedes the native names of all but the head in the model's own.
+        adapt_stem: Whether the stem's weight may be adapted to another number of image channels.
+        key_prefix: Key prefix in the model's own state dict of all native names but the head's.
     """
 
     name: str
-    architecture: Architecture
+    arch: Arch
     tensors: dict[str, Tensor]
-    left_out: dict[str, str] = field(default_factory=dict)
     adapt_stem: bool = False
-    trunk: str = ''
+    key_prefix: str = ''
 
     def own_name(self, native: str) -> str:
-        """The model's own name of a tensor."""
-        return native if native.startswith(HEAD) else self.trunk + native
+        """Returns the model's own name of a tensor."""
+        is_head = parse_name(native, NATIVE).part == 'head'
+        return native if is_head else self.key_prefix + native
 
 
 def match(
     target: Target, checkpoint: Checkpoint, prefix: str | None = None
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Finds the tensors of a checkpoint that a model is to be given.
+    """Finds the tensors of a checkpoint that go into a model.
 
     Args:
         target: The model.
         checkpoint: The checkpoint, in any known format.
-        prefix: Only names beneath it are read. Default: None, all names.
+        prefix: Key prefix; other names are not read. Default: None, all names.
 
     Returns:
-        Tensors by native names, each of the model's shape, and the report.
+        Tensors by native names, each with the shape in the model, and the report.
 
     Raises:
-        CheckpointError: If a tensor of the model has another shape in the checkpoint or, map norms
-            apart, none, if the checkpoint has blocks or parts of blocks that the model has not, or
-            if no ConvNeXt, or no single one, is found.
+        CheckpointError: If a tensor of the model is missing in the checkpoint (except norms of
+            feature maps) or has another shape there, if the checkpoint has blocks or parts of
+            blocks that the model does not have, or if it holds no ConvNeXt or several.
     """
     found = translate(checkpoint, prefix)
     report = LoadReport(
@@ -72,42 +76,52 @@ def match(
         ignored=found.ignored,
     )
     tensors: dict[str, Tensor] = {}
-    surplus, misfits = [], []
-    for name, tensor in found.tensors.items():
-        reason = next((r for start, r in target.left_out.items() if name.startswith(start)), None)
-        if reason is not None:
-            report.ignored[found.names[name]] = reason
-        elif name not in target.tensors:
-            surplus.append(name)
-        else:
-            own = target.tensors[name]
-            if name == _STEM and _differ_in_channels(tensor, own):
-                tensor = _adapt_stem(tensor, own, target)
-                report.adapted.append(name)
-            if tensor.shape != own.shape or not tensor.is_floating_point():
-                misfits.append(f'{name} ({_layout(tensor)} for {_layout(own)})')
-            tensors[name] = tensor
+    surplus: list[str] = []
+    misfits: dict[str, str] = {}
+    own_names = {native: parse_name(native, NATIVE) for native in target.tensors}
+    own_modules = {name.module for name in own_names.values()}
+    for native, tensor in found.tensors.items():
+        name = parse_name(native, NATIVE)
+        own = target.tensors.get(native)
+        if own is None:
+            reason = _reason_to_leave_out(name, own_modules, target.arch)
+            if reason is None:
+                surplus.append(native)
+            else:
+                report.ignored[found.names[native]] = reason
+            continue
+        if (name.part, name.leaf) == ('stem_conv', 'weight') and _differ_in_channels(tensor, own):
+            tensor = _adapt_stem(tensor, own, target)
+            report.adapted.append(native)
+        if tensor.shape != own.shape or not tensor.is_floating_point():
+            misfits[native] = f'{_layout(tensor)} for {_layout(own)}'
+        tensors[native] = tensor
 
-    lacking = [name for name in target.tensors if name not in tensors]
-    for name in lacking:
-        module = name.rpartition('.')[0]
-        if (
-            name.startswith(_MAP_NORMS)
-            and f'{module}.weight' in lacking
-            and f'{module}.bias' in lacking
-        ):
-            report.missing.append(name)
-    lost = [name for name in lacking if name not in report.missing]
+    loaded_modules = {own_names[native].module for native in tensors}
+    lost: list[str] = []
+    for native, name in own_names.items():
+        if native in tensors:
+            continue
+        # Few checkpoints have norms of feature maps. Half of a norm is damage.
+        is_fresh = name.part in MAP_NORMS and name.module not in loaded_modules
+        (report.missing if is_fresh else lost).append(native)
     if lost or surplus or misfits:
-        problems = {
-            'Missing key(s)': lost,
-            'Unexpected key(s)': surplus,
-            'size mismatch (in the file, in the model)': misfits,
-        }
-        raise CheckpointError(_explain(target, checkpoint, found, problems))
+        raise CheckpointError(_explain(target, checkpoint, found, lost, surplus, misfits))
     report.matched = list(tensors)
     report.reshaped = [name for name in found.reshaped if name in tensors]
     return tensors, report
+
+
+def _reason_to_leave_out(name: Name, own_modules: set[Name], arch: Arch) -> str | None:
+    """Says why a tensor is no part of a model with these modules; None if that is an error."""
+    if name.module in own_modules:
+        return None
+    if name.part in _LEFT_OUT:
+        return _LEFT_OUT[name.part]
+    num_built = len({own.stage for own in own_modules if own.block is not None})
+    if name.stage is not None and num_built <= name.stage < len(arch.depths):
+        return 'deeper stages'
+    return None
 
 
 def _differ_in_channels(tensor: Tensor, own: Tensor) -> bool:
@@ -119,14 +133,14 @@ def _differ_in_channels(tensor: Tensor, own: Tensor) -> bool:
 
 
 def _adapt_stem(weight: Tensor, own: Tensor, target: Target) -> Tensor:
-    """Sums RGB weights for one channel; else tiles them, scaled to keep the response's size."""
+    """Sums RGB weights for one channel; else tiles and scales them to keep the response's size."""
     given, wanted = weight.shape[1], own.shape[1]
     if not target.adapt_stem or given != 3:
         raise CheckpointError(
-            f'the checkpoint is of images with {given} channels, {target.name} takes {wanted}; it '
+            f'the checkpoint is for images with {given} channels, {target.name} takes {wanted} and '
             'keeps its weights. '
             + (
-                'adapt_stem=True sums or tiles the weights of the stem to fit'
+                'adapt_stem=True sums or tiles the weights of the stem'
                 if given == 3
                 else f'adapt_stem only works from 3 channels: pass num_channels={given}'
             )
@@ -137,24 +151,36 @@ def _adapt_stem(weight: Tensor, own: Tensor, target: Target) -> Tensor:
 
 
 def _explain(
-    target: Target, checkpoint: Checkpoint, found: Translation, problems: dict[str, list[str]]
+    target: Target,
+    checkpoint: Checkpoint,
+    found: Translation,
+    lost: list[str],
+    surplus: list[str],
+    misfits: dict[str, str],
 ) -> str:
-    theirs = read_architecture(found.tensors)
-    if all(name.startswith(HEAD) for names in problems.values() for name in names):
-        head = found.tensors.get(f'{HEAD}weight')
+    """Says which tensors do not fit the model, and what would fit the file."""
+    theirs = read_arch(found.tensors)
+    parts = {parse_name(native, NATIVE).part for native in [*lost, *surplus, *misfits]}
+    if parts == {'head'}:
+        head = found.tensors.get(Name('head', 'weight').native)
         has = 'no head' if head is None else f'a head for num_labels={len(head)}'
         verdict = (
-            f'but for the head this file fits, and it has {has}; '
-            'load_checkpoint(model.convnext, ...) loads all but the head'
+            f'this file fits but for the head, and it has {has}; '
+            'load_checkpoint(model.convnext, ...) loads everything but the head'
         )
-    elif theirs == target.architecture:
+    elif theirs == target.arch:
         verdict = f'this file and the model are both a {theirs}, but the file is damaged'
     else:
         arguments = ', '.join(f'{name}={value!r}' for name, value in theirs.arguments.items())
         verdict = (
-            f'this file is a {theirs}, the model is a {target.architecture}; '
+            f'this file is a {theirs}, the model is a {target.arch}; '
             f'the arguments {arguments} fit the file'
         )
+    problems = {
+        'Missing key(s)': lost,
+        'Unexpected key(s)': surplus,
+        'size mismatch (in the file, in the model)': [f'{n} ({m})' for n, m in misfits.items()],
+    }
     details = [f'{what}: {listed(names)}' for what, names in problems.items() if names]
     return (
         f'{checkpoint.source} was not loaded, {target.name} keeps its weights: {verdict}. '

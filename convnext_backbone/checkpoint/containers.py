@@ -1,4 +1,4 @@
-"""The state dict inside of what a checkpoint file holds."""
+"""Finding the state dict in the content of a checkpoint file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .formats import CONTAINERS
 
 
 class CheckpointError(ValueError, RuntimeError):
-    """What a checkpoint holds is of no use; a RuntimeError as well, as torch's own errors are."""
+    """A checkpoint cannot be used. Also a RuntimeError, as torch's own errors are."""
 
 
 @dataclass
 class Checkpoint:
-    """Tensors by name, and where they were found.
+    """Tensors by name, and where they come from.
 
     Attributes:
         tensors: The plain state dict.
-        source: The path or address it came from, or ``'a state dict'``.
-        container: What wraps it, such as ``"torch file, key 'model'"`` or ``'safetensors'``.
+        source: Its path or address, or ``'a state dict'``.
+        container: What it is stored in, such as ``"torch file, key 'model'"`` or ``'safetensors'``.
     """
 
     tensors: dict[str, Tensor]
@@ -33,12 +33,12 @@ def unwrap(content: object, source: str = 'a state dict', container: str = 'dict
     """Finds the state dict in a loaded object.
 
     Args:
-        content: A state dict, or dicts that hold one under one of the known keys, at any depth.
-        source: Where the content came from.
+        content: A state dict, or nested dicts with a state dict under one of the known keys.
+        source: Where the content comes from.
         container: What it was stored in.
 
     Raises:
-        CheckpointError: If there is no state dict in it, or an empty one.
+        CheckpointError: If it holds no state dict, or an empty one.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(
@@ -57,7 +57,7 @@ def unwrap(content: object, source: str = 'a state dict', container: str = 'dict
     if not tensors:
         found = f'only {", ".join(map(repr, list(content)[:5]))}' if content else 'nothing'
         raise CheckpointError(
-            f'{source} ({container}) holds no tensors, {found}: a state dict is looked for '
-            f'at the top and under {", ".join(CONTAINERS)}'
+            f'{source} ({container}) holds no tensors, {found}: a state dict must be '
+            f'at the top level or under one of the keys {", ".join(CONTAINERS)}'
         )
     return Checkpoint(tensors, source, container)

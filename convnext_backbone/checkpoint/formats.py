@@ -1,9 +1,10 @@
-"""Where each source of ConvNeXt checkpoints keeps its tensors: the one table of name rules.
+"""The names of tensors in each source of ConvNeXt checkpoints: the only table of name rules.
 
-A format maps the parts of a ConvNeXt to templates of names beneath the model's own prefix. A part
-is a module with a weight and a bias, or one of ``PARAMETERS``. In a template ``{i}`` is the stage
-counted from 0, ``{n}`` the same from 1, ``{even}`` and ``{odd}`` are 2i and 2i + 1, and ``{j}`` is
-the block. Of two templates that fit a name, the first one counts. A new format is a new entry.
+A format maps the parts of a ConvNeXt to templates of names, without the model's key prefix. A part
+is a module with a weight and a bias, or one of ``PARAMETERS``. In a template, ``{i}`` is the stage
+counted from 0, ``{n}`` the stage counted from 1, ``{even}`` and ``{odd}`` are 2i and 2i + 1, and
+``{j}`` is the block. If two templates match a name, the first one counts. To support a new format,
+add an entry.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Parts that are a tensor of their own, without a weight and a bias beneath.
+# Parts that are one tensor, without a weight and a bias.
 PARAMETERS = ('layer_scale', 'grn_weight', 'grn_bias')
 
-# Parts beside the stem and the stages.
-NORMS_AND_HEAD = ('stem_map_norm', 'map_norm', 'final_norm', 'head')
+# The norms of feature maps.
+MAP_NORMS = ('stem_map_norm', 'map_norm')
+
+# Parts outside the stem and the stages.
+NORMS_AND_HEAD = (*MAP_NORMS, 'final_norm', 'head')
 
 
 @dataclass(frozen=True, eq=False)
 class Format:
-    """One naming.
+    """The naming of one source.
 
     Attributes:
-        title: Whose naming it is, for people.
-        parts: Template of every part that the format has.
+        title: The source, for messages.
+        parts: The template of every part that the format has.
         flat_grn: Whether the parameters of GRN are stored as ``(4C,)``, not ``(1, 1, 1, 4C)``.
-        lone_norm_is_final: Whether a classifier's final norm goes by the last map norm's name.
+        lone_norm_is_final: Whether the final norm of a classifier has the name of the last map
+            norm.
     """
 
     title: str
@@ -70,7 +75,7 @@ _META = {
     'head': 'head',
 }
 
-# The sparse encoder keeps norms and linear layers one level deeper.
+# In the sparse encoder, norms and linear layers are one level deeper.
 _FCMAE = {
     **_META,
     'down_norm': 'downsample_layers.{i}.0.ln',
@@ -95,7 +100,7 @@ _TIMM = {
     'head': 'head.fc',
 }
 
-# features_only=True flattens the outermost level.
+# features_only=True flattens the outermost level of names.
 _TIMM_FEATURES = {
     part: template.replace('stem.', 'stem_').replace('stages.', 'stages_')
     for part, template in _TIMM.items()
@@ -151,13 +156,13 @@ FORMATS = {
     'hf_dinov3': Format('Hugging Face DINOv3ConvNext', _HF_DINOV3),
 }
 
-# The project's own names.
+# The names of this package.
 NATIVE = FORMATS['hf']
 
-# Formats that weights can be written back to.
+# Formats in which weights can be written.
 WRITABLE = ('hf', 'meta', 'timm')
 
-# Names that are no part of a backbone in any format, as regular expressions, and what they are.
+# Names that are no part of a backbone in any format, as regular expressions, and their meaning.
 IGNORED = {
     r'norms\.\d+\.|norm_pre\.': 'final norm',
     r'(decoder|proj|pred)\.|mask_token$': 'decoder',
@@ -165,10 +170,10 @@ IGNORED = {
     r'(head|classifier|dino_head|ibot_head)\.': 'head',
 }
 
-# Where a file holds several ConvNeXts, one whose prefix has an earlier word is taken first.
+# If a file holds several ConvNeXts, the one whose key prefix contains the first of these is read.
 PREFERRED_PREFIXES = ('teacher', 'ema', 'student')
 
-# Keys under which files wrap a state dict, the first one present counts.
+# Keys under which files store a state dict. The first one that exists is read.
 CONTAINERS = (
     'state_dict',
     'model',

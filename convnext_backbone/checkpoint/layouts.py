@@ -1,7 +1,7 @@
-"""Layouts of the same numbers: how sources store a tensor that the project stores otherwise.
+"""Conversion of tensors between the layouts of the sources and the layout of this package.
 
-Every change here is exact: axes of size 1 come and go, a sparse kernel's axes are put in order. A
-tensor in any other layout is handed on as it is, and found not to fit later.
+Every conversion is exact: axes of size 1 are added or removed, the axes of a sparse kernel are
+reordered. A tensor in any other layout is returned unchanged; the audit finds that it does not fit.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _CONVS = ('stem_conv', 'down_conv', 'dwconv')
 
 
 def to_native(name: Name, tensor: Tensor) -> Tensor:
-    """Brings a tensor into the project's layout.
+    """Converts a tensor to the layout of this package.
 
     Args:
         name: Its place in the model.
-        tensor: A 1x1 convolution for a linear layer, ``(O, I, 1, 1)``; a vector, GRN's included, as
-            ``(C,)``, ``(C, 1, 1)``, ``(1, C)`` or ``(1, 1, 1, C)``; a sparse kernel as
-            ``(K * K, I, O)`` or, of a depthwise convolution, ``(K * K, C)``.
+        tensor: For a linear layer also a 1x1 convolution, ``(O, I, 1, 1)``; a vector, GRN's too,
+            as ``(C,)``, ``(C, 1, 1)``, ``(1, C)`` or ``(1, 1, 1, C)``; a sparse kernel as
+            ``(K * K, I, O)``, or ``(K * K, C)`` for a depthwise convolution.
 
     Returns:
         ``(O, I)``, ``(C,)`` (GRN ``(1, 1, 1, C)``), ``(O, I, K, K)`` and ``(C, 1, K, K)``; a tensor
-        of any other shape as it is.
+        of any other shape unchanged.
     """
     if name.leaf == 'kernel':
         return _to_dense_kernel(tensor)
@@ -44,7 +44,7 @@ def to_native(name: Name, tensor: Tensor) -> Tensor:
 
 
 def from_native(name: Name, tensor: Tensor, target: Format) -> Tensor:
-    """Brings a tensor of the project's layout into that of a format weights are written to."""
+    """Converts a tensor from the layout of this package to that of a format."""
     return tensor.reshape(-1) if name.part in _GRN and target.flat_grn else tensor
 
 
@@ -61,5 +61,5 @@ def _to_dense_kernel(kernel: Tensor) -> Tensor:
         return kernel
     if kernel.ndim == 2:
         kernel = kernel[:, None]
-    # (K * K, I, O) to (O, I, K, K); positions are counted down the columns first.
+    # (K * K, I, O) to (O, I, K, K); positions are in column-major order.
     return kernel.permute(2, 1, 0).reshape(*kernel.shape[:0:-1], side, side).transpose(2, 3)

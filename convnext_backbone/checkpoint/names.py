@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .formats import NATIVE, NORMS_AND_HEAD, PARAMETERS, Format
 
-# How the number in a placeholder follows from the stage index i: factor * i + offset.
+# The number in a placeholder is factor * i + offset, where i is the index of the stage.
 _STAGE_NUMBERS = {'i': (1, 0), 'n': (1, 1), 'even': (2, 0), 'odd': (2, 1)}
 
 # Sparse convolutions call their weight a kernel.
@@ -16,13 +16,13 @@ _LEAF = r'\.(?P<leaf>weight|bias|kernel)'
 
 
 class Name(NamedTuple):
-    """A tensor's place in a ConvNeXt, whatever the format.
+    """The place of a tensor in a ConvNeXt, independent of the format.
 
     Attributes:
         part: A part of the format table.
-        leaf: ``'weight'``, ``'bias'`` or ``'kernel'``; '' for parts that are a tensor themselves.
-        stage: Index of the stage from 0; None for parts that belong to no stage.
-        block: Index of the block in its stage; None for parts that belong to no block.
+        leaf: ``'weight'``, ``'bias'`` or ``'kernel'``; '' for parts that are one tensor.
+        stage: Index of the stage, from 0; None for parts outside the stages.
+        block: Index of the block in its stage, from 0; None for parts outside the blocks.
     """
 
     part: str
@@ -32,12 +32,17 @@ class Name(NamedTuple):
 
     @property
     def native(self) -> str:
-        """The project's own name, in which every part has a place."""
-        return write_name(self, NATIVE)
+        """The name in this package, which has a place for every part."""
+        return _spell(self, NATIVE.parts[self.part])
+
+    @property
+    def module(self) -> Name:
+        """The place of the module that the tensor belongs to."""
+        return self._replace(leaf='')
 
 
 def parse_name(name: str, source: Format) -> Name | None:
-    """Reads a name that stands beneath the model's prefix; None if the format has no such name."""
+    """Reads a name without key prefix; returns None if the format has no such name."""
     for part, pattern in _patterns(source).items():
         match = pattern.fullmatch(name)
         if match is None:
@@ -54,10 +59,12 @@ def parse_name(name: str, source: Format) -> Name | None:
 
 
 def write_name(name: Name, target: Format) -> str | None:
-    """Spells a name in another format; None if that format has no place for the part."""
+    """Writes a name in another format; returns None if that format does not have the part."""
     template = target.parts.get(name.part)
-    if template is None:
-        return None
+    return None if template is None else _spell(name, template)
+
+
+def _spell(name: Name, template: str) -> str:
     numbers = {'j': name.block}
     if name.stage is not None:
         for placeholder, (factor, offset) in _STAGE_NUMBERS.items():
@@ -69,10 +76,11 @@ def write_name(name: Name, target: Format) -> str | None:
 
 
 def find_name(name: str, source: Format) -> tuple[str, Name] | None:
-    """Reads a name of the stem or the stages beneath any prefix; None if it is not one.
+    """Reads a name of the stem or the stages after any key prefix.
 
     Returns:
-        The prefix, '' or ending in a dot, and the name beneath it.
+        The key prefix, empty or with a dot at its end, and the name after it; None if the name is
+        not one of the stem or the stages.
     """
     match = _anywhere(source).fullmatch(name)
     found = match and parse_name(name.removeprefix(match['prefix']), source)
@@ -80,7 +88,7 @@ def find_name(name: str, source: Format) -> tuple[str, Name] | None:
 
 
 def listed(names: list[str], limit: int = 5) -> str:
-    """The first few names and how many more there are, for messages."""
+    """Returns the first few names and the number of the others, for messages."""
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more
 

@@ -1,4 +1,4 @@
-"""What happened to every tensor of a checkpoint and of a model."""
+"""The report: what happened to every tensor of a checkpoint and of a model."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from .names import listed
 
 @dataclass
 class LoadReport:
-    """The account of one loading.
+    """What was loaded from a checkpoint and what was not.
 
     Attributes:
         model: Class of the model.
         source: Path or address of the checkpoint, or ``'a state dict'``.
-        container: What the tensors were wrapped in, such as ``"torch file, key 'model'"``.
-        format: Key of the naming that was recognised: ``'hf'``, ``'meta'``, ``'fcmae'``,
-            ``'timm'``, ``'timm_features'``, ``'torchvision'``, ``'mmpretrain'``, ``'hf_dinov3'``.
-        prefix: What preceded the names of the ConvNeXt in the checkpoint.
+        container: What the tensors were stored in, such as ``"torch file, key 'model'"``.
+        format: Key of the recognised naming: ``'hf'``, ``'meta'``, ``'fcmae'``, ``'timm'``,
+            ``'timm_features'``, ``'torchvision'``, ``'mmpretrain'``, ``'hf_dinov3'``.
+        prefix: Key prefix of the ConvNeXt's names in the checkpoint.
         matched: Tensors of the model that were loaded, by the model's names.
-        missing: Tensors of the model that the checkpoint has not. Of a model that was loaded they
-            are norms of feature maps, which few checkpoints have; they keep their values, in a new
-            model 1 and 0.
-        unexpected: Names in the checkpoint that nothing explains; they were not loaded.
-        ignored: Names in the checkpoint left out on purpose, to the reason: heads, decoders,
-            projectors, a classifier's final norm, deeper stages, the rest of a whole model.
-        reshaped: Those of ``matched`` that were stored in another layout of the same numbers.
-        adapted: Those of ``matched`` that were made to fit other image channels.
+        missing: Tensors of the model that the checkpoint does not have. They can only be norms of
+            feature maps, which few checkpoints have. They keep their values: 1 and 0 in a new
+            model.
+        unexpected: Unknown names in the checkpoint; they were not loaded.
+        ignored: Names in the checkpoint that were left out on purpose, and the reason: heads,
+            decoders, projectors, a classifier's final norm, deeper stages, the rest of a whole
+            model.
+        reshaped: Those of ``matched`` that had another layout of the same numbers.
+        adapted: Those of ``matched`` that were adapted to other image channels.
     """
 
     model: str
@@ -47,17 +48,17 @@ class LoadReport:
     adapted: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for the log."""
         changes = [
             f'{len(names)} {what}'
             for names, what in ((self.reshaped, 'reshaped'), (self.adapted, 'adapted'))
             if names
         ]
-        beneath = f' beneath {self.prefix!r}' if self.prefix else ''
+        under = f' under {self.prefix!r}' if self.prefix else ''
         lines = [
             f'{self.model}: loaded {len(self.matched)} tensors'
             f'{" (" + ", ".join(changes) + ")" if changes else ""} from {self.source} '
-            f'({self.container}): names of {FORMATS[self.format].title}{beneath}'
+            f'({self.container}): names of {FORMATS[self.format].title}{under}'
         ]
         if self.adapted:
             lines.append(f'  adapted to the image channels: {", ".join(self.adapted)}')
@@ -73,6 +74,6 @@ class LoadReport:
         return '\n'.join(lines)
 
     def log(self) -> None:
-        """Prints the lines through mmengine's current logger, unexpected names as a warning."""
+        """Logs the report with mmengine's current logger; with unexpected names as a warning."""
         level = logging.WARNING if self.unexpected else logging.INFO
         print_log(str(self), logger='current', level=level)

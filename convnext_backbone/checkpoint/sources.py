@@ -1,4 +1,4 @@
-"""Reading checkpoints from files, folders and addresses, without running code from them."""
+"""Reading checkpoints from files, folders, addresses and memory, without running their code."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import json
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, is_main_process
 
-from ..safe_globals import allow_mmengine_checkpoints
 from .containers import Checkpoint, unwrap
+from .mmengine_files import mmengine_classes_allowed
 
-# What a model folder keeps its weights in, the first one present counts.
+Source = str | os.PathLike | Mapping
+
+# The files of a model folder that contain its weights. The first one that exists is read.
 _FOLDER_FILES = (
     'model.safetensors',
     'model.safetensors.index.json',
@@ -28,15 +31,17 @@ _SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 _HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?')
 
 
-def read_checkpoint(source: str | os.PathLike) -> Checkpoint:
-    """Reads a checkpoint onto the CPU.
+def read_checkpoint(source: Source) -> Checkpoint:
+    """Reads a checkpoint to the CPU.
 
     Args:
-        source: As of :func:`convnext_backbone.load_checkpoint`, state dicts apart.
+        source: As in :func:`convnext_backbone.load_checkpoint`.
 
     Raises:
         ValueError, FileNotFoundError, TypeError, ImportError, OSError: As ``load_checkpoint``.
     """
+    if isinstance(source, Mapping):
+        return unwrap(source)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
             'a checkpoint is a path, an http(s) or hf:// address or a state dict, '
@@ -63,14 +68,14 @@ def read_checkpoint(source: str | os.PathLike) -> Checkpoint:
 
 
 def _read_file(path: Path) -> tuple[object, str]:
-    """Loads one file by what it begins with; returns its content and its kind."""
+    """Loads one file according to its first bytes; returns its content and its kind."""
     with path.open('rb') as file:
         head = file.read(64)
     if not head:
-        raise ValueError(f'{path} is an empty file: fetch it again')
+        raise ValueError(f'{path} is an empty file: download it again')
     if head.startswith(b'version https://git-lfs'):
         raise ValueError(
-            f'{path} is a Git LFS pointer, not the weights: run git lfs pull where it was cloned'
+            f'{path} is a Git LFS pointer, not the weights: run git lfs pull in its repository'
         )
     if head[8:9] == b'{':
         return _read_safetensors(path), 'safetensors'
@@ -79,7 +84,7 @@ def _read_file(path: Path) -> tuple[object, str]:
         return _read_torch(path), 'torch file'
     raise ValueError(
         f'{path} is neither a torch nor a safetensors file: it begins with {head[:24]!r}. '
-        'A text or HTML file in its place often comes from a failed download'
+        'A text or HTML file is often the result of a failed download'
     )
 
 
@@ -94,31 +99,32 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f'{path} is truncated or damaged ({error}): fetch it again') from error
+        raise ValueError(f'{path} is truncated or damaged ({error}): download it again') from error
 
 
 def _read_torch(path: Path) -> object:
-    # Another loader may have taken back what the import allowed: onedl-mmengine's does.
-    allow_mmengine_checkpoints()
     try:
-        # Training scripts keep their arguments beside the weights; a namespace runs no code.
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open('rb') as file:
+        # Training scripts save their arguments with the weights; a namespace runs no code.
+        with (
+            mmengine_classes_allowed(),
+            torch.serialization.safe_globals([argparse.Namespace]),
+            path.open('rb') as file,
+        ):
             return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
         if culprit is None:
             raise ValueError(
-                f'{path} was not loaded: it is damaged, or a pickle of more than tensors'
+                f'{path} was not loaded: it is damaged, or its pickle holds more than tensors'
             ) from error
         raise ValueError(
             f'{path} was not loaded: unpickling it would build or run {culprit[1]}, which could '
-            'run any code. If you trust the file, load it yourself once and save its state dict '
-            'alone'
+            'run any code. If you trust the file, load it yourself and save only its state dict'
         ) from error
-    # Damaged bytes make the unpickler fail in any way.
+    # Damaged bytes can make the unpickler raise any exception.
     except Exception as error:
         raise ValueError(
-            f'{path} is truncated or damaged ({_first_line(error)}): fetch it again'
+            f'{path} is truncated or damaged ({_first_line(error)}): download it again'
         ) from error
 
 
@@ -133,8 +139,8 @@ def _find_weights(folder: Path) -> Path:
         names = ', '.join(path.name for path in others)
         raise ValueError(f'{folder} holds several checkpoints, {names}: name one of them')
     raise FileNotFoundError(
-        f'{folder} holds no weights: {", ".join(_FOLDER_FILES)} or one file with a suffix of '
-        f'{", ".join(_SUFFIXES)} are looked for'
+        f'{folder} holds no weights: it needs one of {", ".join(_FOLDER_FILES)}, or exactly one '
+        f'file with a suffix of {", ".join(_SUFFIXES)}'
     )
 
 
@@ -146,7 +152,7 @@ def _read_shards(index: Path, address: str) -> Checkpoint:
         raise ValueError(f'{index} is not the index of a sharded checkpoint') from error
     lost = [name for name in names if not (index.parent / name).exists()]
     if lost:
-        raise FileNotFoundError(f'{index} needs {", ".join(lost)}, not found beside it')
+        raise FileNotFoundError(f'{index} needs {", ".join(lost)}, not found in its folder')
     tensors = {}
     for name in names:
         content, kind = _read_file(index.parent / name)
@@ -158,18 +164,18 @@ def _read_shards(index: Path, address: str) -> Checkpoint:
 
 
 def _download(url: str) -> Path:
-    """Fetches a file into torch's cache, where mmengine's loader looks as well.
+    """Downloads a file to torch's cache, which mmengine's loader also uses.
 
-    That loader itself would unpickle what it downloads without ``weights_only``.
+    mmengine's own loader would unpickle the download without ``weights_only``.
     """
     name = Path(urlparse(url).path).name
     if not name:
         raise ValueError(f'{url} does not name a file')
     if name in _FOLDER_FILES:
-        # Every model folder has files of these names.
+        # Every model folder has files with these names.
         name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
     path = Path(torch.hub.get_dir(), 'checkpoints', name)
-    # One process of a job downloads, and all of a machine without a shared disk.
+    # The main process downloads first. The others find its file, or download on their own disk.
     for is_turn in (is_main_process(), True):
         if is_turn and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +211,7 @@ def _fetch_from_hub(address: str) -> Path:
             )
         return Path(folder)
     except (OSError, EntryNotFoundError) as error:
-        raise OSError(f'cannot fetch {address}: {_first_line(error)}') from error
+        raise OSError(f'cannot download {address}: {_first_line(error)}') from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""From a state dict in anybody's naming to the project's names and layouts, and back."""
+"""Translating a state dict from any naming to the names and layouts of this package, and back."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .names import Name, find_name, listed, parse_name, write_name
 
 @dataclass
 class Translation:
-    """A checkpoint in the project's terms.
+    """A checkpoint in the names and layouts of this package (native names).
 
     Attributes:
         format: Key of the source's format in the table.
-        prefix: What preceded the model's names, '' or ending in a dot.
+        prefix: Key prefix of the ConvNeXt's names in the source, empty or with a dot at its end.
         tensors: Tensors by native name, in native layout.
-        names: Native name to the name in the source.
-        reshaped: Native names of tensors that were laid out otherwise.
-        ignored: Names in the source that belong to no ConvNeXt, to what they are.
-        unexpected: Names in the source that stand where a ConvNeXt's do and that nothing explains.
+        names: Native name to name in the source.
+        reshaped: Native names of tensors that had another layout.
+        ignored: Names in the source that are not part of the ConvNeXt, and what they are.
+        unexpected: Unknown names in the source that have the key prefix of the ConvNeXt.
     """
 
     format: str
@@ -38,11 +38,11 @@ class Translation:
     unexpected: list[str] = field(default_factory=list)
 
     def add(self, source_name: str, name: Name, tensor: Tensor) -> None:
-        """Takes one recognised tensor in."""
+        """Adds a recognised tensor."""
         native = name.native
         if native in self.names:
             raise CheckpointError(
-                f'{self.names[native]!r} and {source_name!r} of the checkpoint both are {native}: '
+                f'{self.names[native]!r} and {source_name!r} in the checkpoint are both {native}: '
                 'remove one of them'
             )
         self.names[native] = source_name
@@ -52,16 +52,16 @@ class Translation:
 
 
 def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
-    """Recognises the format of a checkpoint and brings its tensors to native names and layouts.
+    """Recognises the format of a checkpoint and converts its tensors to native names and layouts.
 
     Args:
-        checkpoint: What a source holds.
-        prefix: Only names beneath it are read, with or without the dot at its end. Default: None,
-            all names.
+        checkpoint: The content of a source.
+        prefix: Key prefix, with or without a dot at its end; other names are not read.
+            Default: None, all names.
 
     Raises:
-        CheckpointError: If nothing stands beneath ``prefix``, if no ConvNeXt is found, if several
-            are and none is to be preferred, or if two names mean the same tensor.
+        CheckpointError: If no name has the key prefix, if no ConvNeXt is found, if several are
+            found and none is preferred, or if two names mean the same tensor.
     """
     given = f'{prefix.rstrip(".")}.' if prefix else ''
     tensors = {
@@ -72,12 +72,12 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
     if not tensors:
         tops = sorted({name.partition('.')[0] for name in checkpoint.tensors})
         raise CheckpointError(
-            f'{checkpoint.source} holds nothing beneath the prefix {given!r}: '
+            f'{checkpoint.source} holds nothing with the key prefix {given!r}: '
             f'its names begin with {listed(tops)}'
         )
     format_key, inner = _detect(tensors, checkpoint.source)
     result = Translation(format_key, given + inner)
-    # Whole classifiers keep their last norm and their head beside the backbone.
+    # Whole classifiers have their final norm and head next to the backbone.
     outer = inner.removesuffix('.').rpartition('.')[0]
     outer = f'{outer}.' if outer else ''
     names: dict[str, Name] = {}
@@ -104,14 +104,14 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
 
 
 def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Writes native tensors in another format's names and layouts.
+    """Converts native tensors to the names and layouts of another format.
 
     Args:
         tensors: Tensors by native name.
         to: One of ``'hf'``, ``'meta'``, ``'timm'``.
 
     Returns:
-        The tensors by that format's names, and the native names for which it has no place.
+        The tensors by the names of that format, and the native names that it does not have.
 
     Raises:
         ValueError: If weights cannot be written to that format.
@@ -130,7 +130,7 @@ def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], l
 
 
 def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
-    """The format that explains most names of the stem and the stages, and their prefix."""
+    """Returns the format that knows most names of the stem and the stages, and their key prefix."""
     counts: Counter[tuple[str, str]] = Counter()
     convolutions = set()
     for key, candidate in FORMATS.items():
@@ -142,17 +142,17 @@ def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
             counts[key, prefix] += 1
             if name.part == 'dwconv' and is_depthwise(to_native(name, tensor)):
                 convolutions.add((key, prefix))
-    # Other networks share some of the names, none the depthwise convolutions beneath them.
+    # Other networks have some of the same names, but not for depthwise convolutions.
     found = {which: count for which, count in counts.items() if which in convolutions}
     if not found:
         raise CheckpointError(
             f'no ConvNeXt in {source}: none of the known namings ({", ".join(FORMATS)}) fits its '
-            f'{len(tensors)} names, {listed(list(tensors))}'
+            f'{len(tensors)} names: {listed(list(tensors))}'
         )
     best = max(found.values())
     formats = {}
     for (key, prefix), count in sorted(found.items(), key=lambda item: -item[1]):
-        # What stands alone beneath a prefix of its own is a stray tensor, not a model.
+        # A few tensors with a key prefix of their own are not a model.
         if 2 * count >= best:
             formats.setdefault(prefix, key)
     for word in PREFERRED_PREFIXES:
@@ -161,8 +161,8 @@ def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
             return formats[preferred[0]], preferred[0]
     if len(formats) > 1:
         raise CheckpointError(
-            f'{source} holds several ConvNeXts, beneath {listed(sorted(formats))}: '
-            'name one by prefix=...'
+            f'{source} holds several ConvNeXts, with the key prefixes {listed(sorted(formats))}: '
+            'choose one with prefix=...'
         )
     prefix, key = formats.popitem()
     return key, prefix
@@ -173,11 +173,11 @@ def _reason_to_ignore(name: str) -> str | None:
 
 
 def _reclaim_final_norm(names: dict[str, Name]) -> dict[str, Name]:
-    """Takes a lone map norm of the last stage for the final norm of a classifier.
+    """Reads a single map norm, that of the last stage, as the final norm of a classifier.
 
-    OpenMMLab's classifiers pool before their last norm but call it ``norm3``, as their detectors
-    call a norm of a map. It is the classifier's if it stands alone, and if no neck or dense head
-    stands around the backbone.
+    OpenMMLab's classifiers pool before their final norm but call it ``norm3``, the name that their
+    detectors use for the norm of a feature map. It is the classifier's if it is the only one and
+    the backbone has no neck or dense head around it.
     """
     last_stage = max(name.stage for name in names.values() if name.part == 'dwconv')
     if {name.stage for name in names.values() if name.part == 'map_norm'} != {last_stage}:

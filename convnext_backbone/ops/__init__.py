@@ -1,9 +1,20 @@
-"""The fast path of ConvNeXt's layers: less memory in training, and less time.
+"""A ConvNeXt block, and the norm of a feature map, as single functions of tensors.
 
-:func:`run_layer` and :func:`run_norm` are all that the model calls. They decide between the
-functions of this package and the layer's own modules, which are the reference.
+They take tensors and return tensors, with gradients, and know nothing of modules. They need less
+memory in training and less time than the same operations one by one. Feature maps have the shape
+``(N, H, W, C)`` here and are contiguous.
 """
 
-from .dispatch import run_layer, run_norm
+from .block import fused_block
+from .native import have_compiled_kernels, kernels_title
+from .norm import fused_norm
+from .parameters import BlockParameters, BlockSettings
 
-__all__ = ['run_layer', 'run_norm']
+__all__ = [
+    'BlockParameters',
+    'BlockSettings',
+    'fused_block',
+    'fused_norm',
+    'have_compiled_kernels',
+    'kernels_title',
+]

@@ -1,14 +1,16 @@
-"""One ConvNeXt block as a single function of its input and parameters.
+"""One ConvNeXt block as a single function of its input and its parameters.
 
-A chain of modules keeps what each of them takes for the backward pass: the block's input (C
-channels), the convolution (C), the norm (C), the pre-activation (4C), the hidden (4C) and the
-branch (C, for the layer scale). This keeps the input and the pre-activation, or the input alone,
-and computes the rest again. The layer scale's gradient comes from the product that is the second
-weight's: with ``D = grad.T @ hidden``, it is the rows' sum of ``weight2 * D`` plus ``bias2`` times
-the sum of ``grad``, divided by the scale.
+A chain of modules keeps the input of each of them for the backward pass: the block's input (C
+channels), the convolution (C), the norm (C), the pre-activation (4C), the hidden activation (4C)
+and the branch (C, for the layer scale). This function keeps the block's input and the
+pre-activation, or only the input, and recomputes the rest. The gradient with respect to the layer
+scale follows from the product that the second weight needs anyway: with ``D = grad.T @ hidden`` it
+is the row sum of ``weight2 * D`` plus ``bias2`` times the sum of ``grad``, divided by the scale.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,79 +19,151 @@ from .mlp import Mlp
 from .native import pick_kernels
 from .parameters import BlockParameters, BlockSettings, RunningSum, wide
 
-# Stands for a layer scale of zero in the backward pass, which divides by it.
+# Replaces a layer scale of zero in the backward pass, which divides by the scale.
 TINY = 1e-20
+
+# The hidden activations are computed in parts of about this many bytes, which fit a CPU's caches.
+PART_BYTES = 2**22
 
 
 def fused_block(
-    map: Tensor, keep: Tensor | None, settings: BlockSettings, parameters: BlockParameters
+    features: Tensor, keep: Tensor | None, settings: BlockSettings, parameters: BlockParameters
 ) -> Tensor:
-    """Runs a block and, where a gradient can be asked for, keeps what that needs.
+    """Computes a block. If a gradient may be needed, keeps what the backward pass needs.
 
     Args:
-        map: Of shape ``(N, H, W, C)``, contiguous.
-        keep: Factors ``(N,)`` by which drop path multiplies the branch, or None.
-        settings: How the block is run.
-        parameters: As the layer has them.
+        features: Feature maps of shape ``(N, H, W, C)``, contiguous.
+        keep: Factors ``(N,)`` that drop path multiplies the branch by, or None.
+        settings: How the block is computed.
+        parameters: The parameters of the block.
 
     Returns:
-        The block's output, of the shape of ``map``. It can be differentiated once.
+        The output, of the shape of ``features``. It can be differentiated once.
+
+    Raises:
+        RuntimeError: In a backward pass with ``create_graph=True``.
     """
-    tensors = (map, *(t for t in parameters if t is not None))
-    with torch.autocast(map.device.type, enabled=False):
+    tensors = (features, *(t for t in parameters if t is not None))
+    with torch.autocast(features.device.type, enabled=False):
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return _FusedBlock.apply(map, keep, settings, *parameters)
-        block = _Block(map, keep, settings, _prepare(settings, parameters))
+            return _FusedBlock.apply(features, keep, settings, *parameters)
+        block = _Block(features, keep, settings, _prepare(settings, parameters))
         return block.output(save=False)[0]
 
 
 class _FusedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, map, keep, settings, *parameters):
+    def forward(ctx, features, keep, settings, *parameters):
         p = _prepare(settings, BlockParameters(*parameters))
-        block = _Block(map, keep, settings, p)
+        block = _Block(features, keep, settings, p)
         output, saved = block.output(save=not settings.lean)
         ctx.settings = settings
-        ctx.save_for_backward(map, keep, parameters[0], *p[1:], *saved)
+        ctx.save_for_backward(features, keep, parameters[0], *p[1:], *saved)
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'a fused ConvNeXt block can be differentiated once, but create_graph=True asks for '
-                'more. Run the blocks module by module, before the forward pass: for every '
-                'ConvNextLayer, layer.forward = layer.run_modules'
+                'a fused ConvNeXt block can be differentiated only once, but create_graph=True '
+                'needs more: build the model with fused=False, or set the environment variable '
+                'CONVNEXT_FUSED=0 before the forward pass'
             )
-        map, keep, *tensors = ctx.saved_tensors
+        features, keep, *tensors = ctx.saved_tensors
         count = len(BlockParameters._fields)
         parameters, saved = BlockParameters(*tensors[:count]), tensors[count:]
-        needs_map, _, _, *needs = ctx.needs_input_grad
-        with torch.autocast(map.device.type, enabled=False):
-            block = _Block(map, keep, ctx.settings, _prepare(ctx.settings, parameters))
-            grad_map, grads = block.gradients(
-                grad_output.contiguous(), saved, needs_map, BlockParameters(*needs)
+        needs_features, _, _, *needs = ctx.needs_input_grad
+        with torch.autocast(features.device.type, enabled=False):
+            block = _Block(features, keep, ctx.settings, _prepare(ctx.settings, parameters))
+            grad_features, grads = block.gradients(
+                grad_output.contiguous(), saved, needs_features, BlockParameters(*needs)
             )
-        return grad_map, None, None, *grads
+        return grad_features, None, None, *grads
 
 
 class _Block:
-    """The two passes over one block."""
+    """The forward and the backward pass of one block."""
 
     def __init__(
-        self, map: Tensor, keep: Tensor | None, settings: BlockSettings, p: BlockParameters
+        self, features: Tensor, keep: Tensor | None, settings: BlockSettings, p: BlockParameters
     ) -> None:
-        self.map, self.settings, self.p = map, settings, p
-        self.rows = map.view(-1, map.shape[-1])
+        self.features, self.settings, self.p = features, settings, p
+        self.rows = features.view(-1, features.shape[-1])
+        self.sample_rows = len(self.rows) // len(features)
         self.keep = keep
         if keep is not None:
-            self.keep = keep.to(p.norm_weight.dtype).repeat_interleave(len(self.rows) // len(map))
-        self.kernels = pick_kernels(map, settings.dtype)
+            self.keep = keep.to(p.norm_weight.dtype).repeat_interleave(self.sample_rows)
+        self.kernels = pick_kernels(features, settings.dtype)
+
+    def output(self, save: bool) -> tuple[Tensor, list[Tensor]]:
+        """Returns the block's output and, with ``save``, the pre-activations in parts."""
+        kernels, p = self.kernels, self.p
+        normed, _ = self.depthwise_norm(keep_convolved=False)
+        output = torch.empty_like(self.features, dtype=self.settings.output_dtype)
+        output_rows = output.view_as(self.rows)
+        mlp, saved = Mlp(kernels, self.settings, p, self.sample_rows), []
+        for part in self.parts():
+            inner = mlp.inner(normed[part]) if save else None
+            if inner is not None:
+                saved.append(inner)
+            branch = mlp.branch(normed[part], inner)
+            keep = None if self.keep is None else self.keep[part]
+            kernels.add_branch_(output_rows[part], self.rows[part], branch, p.layer_scale, keep)
+        return output, saved
+
+    def gradients(
+        self,
+        grad_output: Tensor,
+        saved: list[Tensor],
+        needs_features: bool,
+        needs: BlockParameters,
+    ) -> tuple[Tensor | None, BlockParameters]:
+        """Returns the gradients with respect to the feature maps and to the parameters.
+
+        Args:
+            grad_output: The gradient with respect to the block's output, ``(N, H, W, C)``.
+            saved: What :meth:`output` saved. If it is empty, the pre-activations are recomputed.
+            needs_features: Whether the feature maps need a gradient.
+            needs: Whether each parameter needs a gradient.
+        """
+        kernels, p, settings = self.kernels, self.p, self.settings
+        normed, convolved = self.depthwise_norm(keep_convolved=True)
+        scale = p.layer_scale
+        if scale is not None:
+            scale = torch.where(scale.abs() < TINY, TINY, scale)
+        grad_branch, grad_bias2 = kernels.branch_grad(
+            grad_output.view_as(self.rows), scale, self.keep, settings.dtype
+        )
+        # The loop replaces the convolution's rows by the gradient with respect to them.
+        rows, norm_sums = convolved.view_as(self.rows), RunningSum()
+        mlp = Mlp(kernels, settings, p, self.sample_rows)
+        for i, part in enumerate(self.parts()):
+            inner = saved[i] if saved else mlp.inner(normed[part])
+            grad_normed = mlp.backward(grad_branch[part], normed[part], inner, needs)
+            norm_sums.add(
+                kernels.norm_backward_(rows[part], grad_normed, p.norm_weight, settings.norm_eps)
+            )
+        grads = {name: total.value for name, total in mlp.sums.items()}
+        grads['bias2'] = grad_bias2
+        if p.grn_weight is not None:
+            for name in ('grn_weight', 'grn_bias'):
+                grads[name] = grads[name].view_as(p.grn_weight)
+        if needs.layer_scale:
+            products = kernels.row_products(p.weight2, grads['weight2'])
+            grads['layer_scale'] = (products + p.bias2 * grad_bias2) / scale
+        grads['norm_weight'], grads['norm_bias'], grads['depthwise_bias'] = norm_sums.value
+        if needs.depthwise_weight:
+            taps = kernels.depthwise_weight_grad(self.features, convolved)
+            grads['depthwise_weight'] = taps.t().reshape(-1, 1, 7, 7)
+        grad_features = None
+        if needs_features:
+            grad_features = kernels.depthwise_input_grad(convolved, p.depthwise_weight, grad_output)
+        return grad_features, BlockParameters(**(dict.fromkeys(BlockParameters._fields) | grads))
 
     def depthwise_norm(self, keep_convolved: bool) -> tuple[Tensor, Tensor]:
-        """The rows behind the norm, and the convolution if it is to be kept."""
+        """Returns the rows after the norm, and the convolution if it is to be kept."""
         normed, convolved = self.kernels.depthwise_norm(
-            self.map,
+            self.features,
             self.p.depthwise_weight,
             self.p.depthwise_bias,
             self.p.norm_weight,
@@ -100,67 +174,20 @@ class _Block:
         )
         return normed.view_as(self.rows), convolved
 
-    def output(self, save: bool) -> tuple[Tensor, list[Tensor]]:
-        """The block's output, and the pre-activations if they are to be saved."""
-        p, settings = self.p, self.settings
-        normed, _ = self.depthwise_norm(keep_convolved=False)
-        output = torch.empty_like(self.map, dtype=settings.output_dtype)
-        output_rows = output.view_as(self.rows)
-
-        def finish(part: slice, branch: Tensor) -> None:
-            keep = None if self.keep is None else self.keep[part]
-            self.kernels.add_branch_(
-                output_rows[part], self.rows[part], branch, p.layer_scale, keep
-            )
-
-        mlp = Mlp(self.kernels, settings, p, normed, len(self.map))
-        return output, mlp.forward(save, finish)
-
-    def gradients(
-        self,
-        grad_output: Tensor,
-        saved: list[Tensor],
-        needs_map: bool,
-        needs: BlockParameters,
-    ) -> tuple[Tensor | None, BlockParameters]:
-        """The gradients by the map and by the parameters."""
-        kernels, p, settings = self.kernels, self.p, self.settings
-        normed, convolved = self.depthwise_norm(keep_convolved=True)
-        scale = p.layer_scale
-        if scale is not None:
-            scale = torch.where(scale.abs() < TINY, TINY, scale)
-        grad, grad_bias2 = kernels.branch_grad(
-            grad_output.view_as(self.rows), scale, self.keep, settings.dtype
-        )
-        # From here on the convolution's rows turn into the gradients by them.
-        rows, norm = convolved.view_as(self.rows), RunningSum()
-
-        def receive(part: slice, grad_normed: Tensor) -> None:
-            norm.add(
-                kernels.norm_backward_(rows[part], grad_normed, p.norm_weight, settings.norm_eps)
-            )
-
-        mlp = Mlp(kernels, settings, p, normed, len(self.map))
-        grads = mlp.backward(grad, saved, needs, receive)
-        if p.grn_weight is not None:
-            for name in ('grn_weight', 'grn_bias'):
-                grads[name] = grads[name].view_as(p.grn_weight)
-        grads['bias2'] = grad_bias2
-        if needs.layer_scale:
-            products = kernels.row_products(p.weight2, grads['weight2'])
-            grads['layer_scale'] = (products + p.bias2 * grad_bias2) / scale
-        grads['norm_weight'], grads['norm_bias'], grads['depthwise_bias'] = norm.value
-        if needs.depthwise_weight:
-            taps = kernels.depthwise_weight_grad(self.map, convolved)
-            grads['depthwise_weight'] = taps.t().reshape(-1, 1, 7, 7)
-        grad_map = None
-        if needs_map:
-            grad_map = kernels.depthwise_input_grad(convolved, p.depthwise_weight, grad_output)
-        return grad_map, BlockParameters(**(dict.fromkeys(BlockParameters._fields) | grads))
+    def parts(self) -> Iterator[slice]:
+        """Yields the rows of each part. With GRN, a part consists of whole samples."""
+        rows, parts = len(self.rows), 1
+        if self.rows.device.type == 'cpu':
+            hidden_bytes = 4 * self.rows.numel() * self.settings.dtype.itemsize
+            parts = -(-hidden_bytes // PART_BYTES)
+        unit = 1 if self.p.grn_weight is None else self.sample_rows
+        step = -(-rows // (parts * unit)) * unit
+        for start in range(0, rows, step):
+            yield slice(start, min(start + step, rows))
 
 
 def _prepare(settings: BlockSettings, parameters: BlockParameters) -> BlockParameters:
-    """The parameters in the types and shapes of the operators."""
+    """Returns the parameters in the dtypes and shapes of the operators."""
     dtypes = dict.fromkeys(('weight1', 'bias1', 'weight2', 'bias2'), settings.dtype)
     others = wide(settings.dtype)
     p = BlockParameters(

@@ -1,47 +1,61 @@
-"""Compiles the kernels: ``python -m convnext_backbone.ops.build``, once after installing.
+"""Compiles the kernels: run ``python -m convnext_backbone.ops.build`` once after installing.
 
-They need a C++ compiler, ninja and setuptools, and take half a minute. Without them all works, but
-slower.
+It needs a C++ compiler, ninja and setuptools, and takes half a minute. Without the kernels
+everything works, but slower.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from .native import SOURCES, compiler_flags, library_path
+from .native import SOURCES, checksum_path, compiler_flags, is_intact, library_path
 
 
 def main() -> None:
-    """Compiles the kernels for this kind of processor, unless they stand already.
+    """Compiles the kernels for this processor, unless they are there and intact.
 
-    They come to lie beside this file. This process cannot use them: compiling loads them, too.
+    The library and its checksum are written to :func:`native.cache_folder`.
 
     Raises:
-        ImportError: If there is no setuptools.
-        RuntimeError: If there is no ninja, or compiling fails; the message holds all output.
+        ImportError: If setuptools is not installed.
+        RuntimeError: If ninja is not installed, or if compiling fails; the message contains the
+            whole output.
+        OSError: If the cache folder cannot be written to.
     """
+    library = library_path()
+    if not is_intact(library):
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.build-', dir=library.parent) as folder:
+            built = _compile(library.stem, Path(folder))
+            checksum = checksum_path(built)
+            checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
+            # The library last: a library without its checksum would count as damaged.
+            checksum.replace(checksum_path(library))
+            built.replace(library)
+    print(f'The compiled kernels are in {library}')
+
+
+def _compile(name: str, folder: Path) -> Path:
+    """Compiles the sources into a library ``name`` in a folder."""
     from torch.utils.cpp_extension import load
 
-    library = library_path()
-    if not library.is_file():
-        # An environment that is not activated has its ninja beside its python.
-        path = os.environ.get('PATH', os.defpath)
-        os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{path}'
-        with tempfile.TemporaryDirectory(prefix='.build-', dir=library.parent) as folder:
-            # Nothing is linked to OpenMP: its functions come from the library that torch has
-            # loaded, as a second one would bring threads of its own.
-            load(
-                library.stem,
-                [str(source) for source in sorted(SOURCES.glob('*.cpp'))],
-                extra_cflags=compiler_flags(),
-                build_directory=folder,
-                is_python_module=False,
-            )
-            (Path(folder) / library.name).replace(library)
-    print(f'The compiled kernels stand in {library}')
+    # ninja is in the folder of python, also in an environment that is not activated.
+    path = os.environ.get('PATH', os.defpath)
+    os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{path}'
+    # OpenMP is not linked: its functions come from the library that torch has loaded. A second
+    # library would start threads of its own.
+    load(
+        name,
+        [str(source) for source in sorted(SOURCES.glob('*.cpp'))],
+        extra_cflags=compiler_flags(),
+        build_directory=str(folder),
+        is_python_module=False,
+    )
+    return folder / f'{name}.so'
 
 
 if __name__ == '__main__':

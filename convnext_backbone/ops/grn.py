@@ -1,7 +1,8 @@
 """Global response normalisation (ConvNeXt V2, section 4) between the two linear layers.
 
-It turns the hidden ``h`` into ``h * scale + bias`` with a scale for each sample and channel,
-``1 + weight * n / (mean(n) + eps)``, where ``n`` is the norm of a sample's channel over its pixels.
+It turns the hidden activation ``h`` into ``h * scale + bias``. The scale, one for each sample and
+channel, is ``1 + weight * n / (mean(n) + eps)``, where ``n`` is the L2 norm of a sample's channel
+over its pixels.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from .parameters import BlockParameters
 
 
 class Response:
-    """The norms of the hidden channels of some samples, and the scales that follow from them.
+    """The norms of the hidden channels of some samples, and the scales computed from them.
 
     Args:
         kernels: The compiled kernels or :mod:`portable`.
         p: The block's parameters.
         eps: Added to the mean of the norms.
-        hidden: The samples' hidden rows, one sample behind the other, ``(rows, 4C)``.
+        hidden: The hidden rows of the samples, sample after sample, ``(rows, 4C)``.
         num_samples: Number of samples, S.
 
     Attributes:
-        scale: Of shape ``(S, 4C)``.
+        scale: The scales, ``(S, 4C)``.
     """
 
     def __init__(
@@ -39,19 +40,19 @@ class Response:
         self.scale = 1 + self.weight * self.ratio
 
     def rescaled(self) -> Tensor:
-        """What GRN makes of the hidden rows."""
+        """Returns the output of GRN for the hidden rows."""
         dtype = self.hidden.dtype
         samples = self.hidden.view(len(self.scale), -1, self.hidden.shape[1])
         scaled = torch.addcmul(self.bias.to(dtype), samples, self.scale.to(dtype)[:, None])
         return scaled.view_as(self.hidden)
 
     def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What follows from the gradient by the rescaled rows.
+        """Computes gradients from the gradient with respect to the rescaled rows.
 
         Returns:
-            The gradients by GRN's weight and bias, and the ``shift`` ``(S, 4C)`` with which the
-            gradient by the hidden is ``grad * scale + hidden * shift``: the latter passes through
-            the norms.
+            The gradients with respect to GRN's weight and bias, and a ``shift`` ``(S, 4C)``: the
+            gradient with respect to the hidden rows is ``grad * scale + hidden * shift``, where the
+            second term comes from the norms.
         """
         products = self.kernels.column_products(grad, self.hidden, len(self.scale))
         grad_ratio = self.weight * products

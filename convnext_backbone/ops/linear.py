@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """``rows @ weight.T + bias``; not differentiable.
+    """Computes ``rows @ weight.T + bias``, without autograd.
 
     Args:
-        rows: Of shape ``(rows, in)``.
-        weight: Of shape ``(out, in)``, in any memory layout.
-        bias: Of shape ``(out,)``. Default: none.
-        gelu: Whether a GELU follows. Default: False.
+        rows: ``(rows, in)``.
+        weight: ``(out, in)``, with any strides.
+        bias: ``(out,)``. Default: None.
+        gelu: Whether to apply GELU to the result. Default: False.
     """
     if _onednn_takes(rows):
         activation, algorithm = ('gelu', 'none') if gelu else ('none', '')
@@ -24,8 +24,13 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool 
 
 
 def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
-    """``grad.T @ rows``, the gradient of a weight: ``(rows, out)`` and ``(rows, in)`` in."""
-    # In float32 oneDNN transposes its left factor first, so that is the narrower one.
+    """Computes ``grad.T @ rows``, the gradient with respect to a weight.
+
+    Args:
+        grad: The gradient with respect to the output, ``(rows, out)``.
+        rows: The input, ``(rows, in)``.
+    """
+    # In float32 oneDNN transposes its left factor first, so the left factor is the narrower one.
     if grad.dtype != torch.float32 or not _onednn_takes(rows):
         return grad.t() @ rows
     if grad.shape[1] > rows.shape[1]:
@@ -34,8 +39,11 @@ def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
 
 
 def _onednn_takes(rows: Tensor) -> bool:
-    """Whether oneDNN has the product: it fuses the GELU, and where the processor is not Intel's its
-    float32 products are up to twice as fast as MKL's, which torch takes by itself."""
+    """Whether oneDNN computes the product.
+
+    It fuses the GELU, and on processors that are not Intel's, its float32 products are up to twice
+    as fast as MKL's, which torch uses by default.
+    """
     if rows.device.type != 'cpu' or not torch.backends.mkldnn.enabled:
         return False
     if rows.dtype == torch.bfloat16:

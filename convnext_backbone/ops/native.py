@@ -1,9 +1,10 @@
-"""The compiled kernels: where they lie, and whether they take a map."""
+"""The compiled kernels: where the library is, and when its operators are used."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 from pathlib import Path
 from types import ModuleType
@@ -12,64 +13,119 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from . import portable
+from . import fakes, portable
 
 SOURCES = Path(__file__).parent / 'csrc'
 
-# Instruction sets by the name torch gives the best one that the processor has.
+# Compiler flags by torch's name of the best instruction set that the processor has.
 INSTRUCTION_SETS = {
     'AVX512': ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mfma'],
     'AVX2': ['-mavx2', '-mfma'],
 }
 
+# The dtypes that the kernels are compiled for.
+COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+
 
 def compiler_flags() -> list[str]:
-    """The compiler's flags for this kind of processor."""
+    """Returns the compiler flags for this processor."""
     capability = torch.backends.cpu.get_cpu_capability()
     return ['-O3', '-fopenmp', *INSTRUCTION_SETS.get(capability, [])]
 
 
+def cache_folder() -> Path:
+    """Returns the folder of compiled kernels, next to those of other extensions of torch.
+
+    It is in the user's cache, so a read-only installation of the package does not matter, and
+    ``TORCH_EXTENSIONS_DIR`` moves it, as it does for torch's own builder.
+    """
+    cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    extensions = os.environ.get('TORCH_EXTENSIONS_DIR') or f'{cache}/torch_extensions'
+    return Path(extensions).expanduser() / 'convnext_backbone'
+
+
 def library_path() -> Path:
-    """The file of the kernels for these sources and flags, this torch and this processor."""
+    """Returns the file of the kernels for these sources and flags, this torch and processor."""
     setting = f'{torch.__version__} {platform.machine()} {compiler_flags()}'
     key = hashlib.sha256(setting.encode())
     for source in sorted([*SOURCES.glob('*.h'), *SOURCES.glob('*.cpp')]):
         key.update(source.read_bytes())
-    return Path(__file__).parent / f'kernels-{key.hexdigest()[:12]}.so'
+    return cache_folder() / f'kernels-{key.hexdigest()[:12]}.so'
+
+
+def checksum_path(library: Path) -> Path:
+    """Returns the file that holds the checksum of a library."""
+    return library.with_suffix('.sha256')
+
+
+def is_intact(library: Path) -> bool:
+    """Whether a library is there, complete and unchanged since it was built.
+
+    Loading a truncated library would end the process without an error.
+    """
+    checksum = checksum_path(library)
+    if not library.is_file() or not checksum.is_file():
+        return False
+    return hashlib.sha256(library.read_bytes()).hexdigest() == checksum.read_text().strip()
 
 
 @functools.cache
 def load_kernels() -> bool:
-    """Loads the kernels, if ``python -m convnext_backbone.ops.build`` has built them.
+    """Loads the kernels if ``python -m convnext_backbone.ops.build`` has built them.
 
     Returns:
         Whether they can be used.
     """
     path = library_path()
-    if not path.is_file():
+    if not path.exists():
+        return False
+    if not is_intact(path):
+        print_log(
+            f'{path} is damaged, so blocks run without it: python -m convnext_backbone.ops.build '
+            'builds it again',
+            logger='current',
+        )
         return False
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        print_log(f'{path} cannot be loaded, blocks run without it: {error}', logger='current')
+        print_log(f'{path} cannot be loaded, so blocks run without it: {error}', logger='current')
         return False
+    fakes.register()
     return True
 
 
-def pick_kernels(map: Tensor, dtype: torch.dtype) -> ModuleType:
-    """The compiled kernels where they take ``map`` and ``dtype``, else :mod:`portable`.
+def have_kernels_for(features: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels, once built, can take ``features`` and ``dtype``."""
+    on_cpu = features.device.type == 'cpu'
+    dtypes = (features.dtype, dtype)
+    return on_cpu and all(d in COMPILED_DTYPES for d in dtypes) and features.shape[-1] % 8 == 0
+
+
+def have_compiled_kernels(features: Tensor, dtype: torch.dtype) -> bool:
+    """Whether compiled kernels take ``features`` and ``dtype``.
 
     Args:
-        map: Of shape ``(N, H, W, C)``.
-        dtype: That of the block's matrix products.
+        features: Feature maps of shape ``(N, H, W, C)``.
+        dtype: Dtype of the block's matrix products, or of the norm's parameters.
     """
-    if have_kernels_for(map, dtype) and load_kernels():
-        return torch.ops.convnext_backbone
-    return portable
+    return have_kernels_for(features, dtype) and load_kernels()
 
 
-def have_kernels_for(map: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels take ``map`` and ``dtype`` once they are built."""
-    types = (torch.float32, torch.bfloat16)
-    on_cpu = map.device.type == 'cpu'
-    return on_cpu and map.dtype in types and dtype in types and map.shape[-1] % 8 == 0
+def pick_kernels(features: Tensor, dtype: torch.dtype) -> ModuleType:
+    """Returns the compiled kernels where they take ``features`` and ``dtype``, else
+    :mod:`portable`."""
+    compiled = have_compiled_kernels(features, dtype)
+    return torch.ops.convnext_backbone if compiled else portable
+
+
+def kernels_title(features: Tensor, dtype: torch.dtype) -> str:
+    """Says for the log which kernels a block uses, and how to get better ones."""
+    if have_compiled_kernels(features, dtype):
+        return 'with compiled kernels'
+    if have_kernels_for(features, dtype):
+        return (
+            'but without compiled kernels: small images take longer than module by module. '
+            'python -m convnext_backbone.ops.build compiles the kernels'
+        )
+    return f'in torch operators ({features.shape[-1]} channels in {dtype})'

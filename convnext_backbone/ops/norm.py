@@ -1,4 +1,4 @@
-"""The norm of a map's channels as one function, by compiled kernels."""
+"""The norm of a feature map's channels as one function, computed by the compiled kernels."""
 
 from __future__ import annotations
 
@@ -7,30 +7,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class FusedNorm(torch.autograd.Function):
-    """Normalises the channels of a map and, if wanted, puts them first in memory.
+def fused_norm(
+    features: Tensor, weight: Tensor, bias: Tensor, eps: float, channels_first: bool
+) -> Tensor:
+    """Normalises the channels of feature maps and, on request, makes the channels the first axis.
 
-    Args of ``apply``: the map ``(N, H, W, C)``, contiguous; weight and bias ``(C,)`` in float32;
-    eps; whether the output is ``(N, C, H, W)``, contiguous, instead of ``(N, H, W, C)``.
+    Args:
+        features: Feature maps ``(N, H, W, C)`` for which there are compiled kernels.
+        weight: ``(C,)``.
+        bias: ``(C,)``.
+        eps: Added to the variance.
+        channels_first: Whether the output is a contiguous ``(N, C, H, W)`` instead of a contiguous
+            ``(N, H, W, C)``.
     """
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    return _FusedNorm.apply(features.contiguous(), weight, bias, eps, channels_first)
 
+
+class _FusedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, map, weight, bias, eps, channels_first):
+    def forward(ctx, features, weight, bias, eps, channels_first):
         ctx.eps, ctx.channels_first = eps, channels_first
-        ctx.save_for_backward(map, weight, bias)
-        return torch.ops.convnext_backbone.norm(map, weight, bias, eps, channels_first)
+        ctx.save_for_backward(features, weight, bias)
+        return torch.ops.convnext_backbone.norm(features, weight, bias, eps, channels_first)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        map, weight, bias = ctx.saved_tensors
+    def backward(ctx, grad_output):
+        features, weight, bias = ctx.saved_tensors
         if ctx.channels_first:
             grad_output = grad_output.permute(0, 2, 3, 1)
-        if torch.is_grad_enabled():  # gradients of gradients are left to torch
-            output = F.layer_norm(map.float(), weight.shape, weight, bias, ctx.eps).to(map.dtype)
-            inputs = (map, weight, bias)
+        if torch.is_grad_enabled():  # torch computes gradients of gradients
+            output = F.layer_norm(features.float(), weight.shape, weight, bias, ctx.eps)
+            output = output.to(features.dtype)
+            inputs = (features, weight, bias)
             return *torch.autograd.grad(output, inputs, grad_output, create_graph=True), None, None
-        grad = map.to(torch.float32, copy=True)
+        grad = features.to(torch.float32, copy=True)
         grad_weight, grad_bias, _ = torch.ops.convnext_backbone.norm_backward_(
             grad, grad_output.contiguous(), weight, ctx.eps
         )
-        return grad.to(map.dtype), grad_weight, grad_bias, None, None
+        return grad.to(features.dtype), grad_weight, grad_bias, None, None

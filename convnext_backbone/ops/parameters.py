@@ -1,4 +1,4 @@
-"""What a fused block is made of, and the sums its gradients are made of."""
+"""The parameters and settings of a fused block, and the sums that its gradients consist of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from torch import Tensor
 
 
 class BlockParameters(NamedTuple):
-    """The tensors of a :class:`ConvNextLayer`, or one thing for each of them."""
+    """The parameters of a block, as a :class:`convnext_backbone.ConvNextLayer` stores them.
+
+    Attributes:
+        depthwise_weight: ``(C, 1, 7, 7)``.
+        depthwise_bias: ``(C,)``.
+        norm_weight: ``(C,)``.
+        norm_bias: ``(C,)``.
+        weight1: ``(4C, C)``.
+        bias1: ``(4C,)``.
+        weight2: ``(C, 4C)``.
+        bias2: ``(C,)``.
+        layer_scale: ``(C,)``, or None for a block without layer scale.
+        grn_weight: ``(1, 1, 1, 4C)``, or None for a block without GRN.
+        grn_bias: The same.
+    """
 
     depthwise_weight: Tensor
     depthwise_bias: Tensor
@@ -23,16 +37,36 @@ class BlockParameters(NamedTuple):
     grn_weight: Tensor | None
     grn_bias: Tensor | None
 
+    def misfit(self, dim: int) -> str | None:
+        """Says which parameter does not fit feature maps of ``dim`` channels, or returns None."""
+        vector, hidden = (dim,), (1, 1, 1, 4 * dim)
+        shapes = dict(
+            depthwise_weight=(dim, 1, 7, 7),
+            weight1=(4 * dim, dim),
+            bias1=(4 * dim,),
+            weight2=(dim, 4 * dim),
+            grn_weight=hidden,
+            grn_bias=hidden,
+        )
+        for name, tensor in zip(self._fields, self, strict=True):
+            shape = shapes.get(name, vector)
+            if tensor is None and name in ('layer_scale', 'grn_weight', 'grn_bias'):
+                continue
+            if tensor is None or tensor.shape != shape:
+                found = 'missing' if tensor is None else f'of shape {tuple(tensor.shape)}'
+                return f'with {dim} channels their {name} must be of shape {shape} and is {found}'
+        return None
+
 
 class BlockSettings(NamedTuple):
-    """How a block is run.
+    """How a block is computed.
 
     Attributes:
-        dtype: That of the matrix products.
-        output_dtype: That of the block's output.
+        dtype: Dtype of the matrix products.
+        output_dtype: Dtype of the block's output.
         norm_eps: Added to the variance by the norm.
-        grn_eps: Added to the mean norm by the GRN; not used without one.
-        lean: Whether the backward pass computes the pre-activations again instead of keeping them.
+        grn_eps: Added to the mean norm by GRN; unused without GRN.
+        lean: Whether the backward pass recomputes the pre-activations instead of keeping them.
     """
 
     dtype: torch.dtype
@@ -43,18 +77,22 @@ class BlockSettings(NamedTuple):
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type of statistics and sums: float32 for half precision, else ``dtype`` itself."""
+    """The dtype of statistics and sums: float32 for half precision, else ``dtype`` itself."""
     return torch.promote_types(dtype, torch.float32)
 
 
 class RunningSum:
-    """A sum of tensors, in the wide type from the second one on; ``value`` is None without any."""
+    """A sum of tensors. It is in the wide dtype from the second tensor on.
+
+    Attributes:
+        value: The sum so far; None before the first tensor.
+    """
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
 
     def add(self, term: Tensor) -> None:
-        """Adds a tensor, which must not be used any more."""
+        """Adds a tensor. The caller must not use it afterwards."""
         if self.value is None:
             self.value = term
         else:

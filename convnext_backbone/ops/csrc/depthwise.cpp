@@ -168,9 +168,17 @@ Tensor depthwise_weight_grad(const Tensor& map, const Tensor& grad) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
-  library.def("depthwise_norm", &depthwise_norm);
-  library.def("depthwise_input_grad", &depthwise_input_grad);
-  library.def("depthwise_weight_grad", &depthwise_weight_grad);
+  library.def(
+      "depthwise_norm(Tensor features, Tensor taps, Tensor bias, Tensor norm_weight, "
+      "Tensor norm_bias, float eps, ScalarType dtype, bool keep) -> (Tensor, Tensor)");
+  library.def("depthwise_input_grad(Tensor grad, Tensor taps, Tensor grad_output) -> Tensor");
+  library.def("depthwise_weight_grad(Tensor features, Tensor grad) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(convnext_backbone, CPU, library) {
+  library.impl("depthwise_norm", &depthwise_norm);
+  library.impl("depthwise_input_grad", &depthwise_input_grad);
+  library.impl("depthwise_weight_grad", &depthwise_weight_grad);
 }
 
 }  // namespace convnext

@@ -44,18 +44,18 @@ inline Normal<L> normal(typename L::Floats x) {
   return {x < 0.f ? tail : 1.f - tail, x * bell * 0.39894228f};
 }
 
-std::tuple<Tensor, Tensor, Tensor> gelu_backward_(const Tensor& grad, const Tensor& input,
-                                                  const optional<Tensor>& scale,
-                                                  const optional<Tensor>& shift) {
-  const int64_t channels = channels_of(input), rows = input.numel() / channels;
+std::tuple<Tensor, Tensor> gelu_backward_(Tensor& grad, const Tensor& inner,
+                                          const optional<Tensor>& scale,
+                                          const optional<Tensor>& shift) {
+  const int64_t channels = channels_of(inner), rows = inner.numel() / channels;
   const int64_t num_samples = scale ? scale->size(0) : 1, sample_rows = rows / num_samples;
   const float* scales = floats(scale, num_samples * channels);
   const float* shifts = floats(shift, num_samples * channels);
-  Tensor output = at::empty_like(input);
+  Tensor output = at::empty_like(inner);
   Tensor sums;
-  with_type(input.scalar_type(), [&](auto type) {
+  with_type(inner.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const T* in = data<T>(input);
+    const T* in = data<T>(inner);
     T *out = data<T>(output), *grads = data<T>(grad);
     sums = sum_rows(rows, 1, channels, channels, [&](int64_t begin, int64_t end, float* sum) {
       for (int64_t row = begin; row < end; ++row) {
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> gelu_backward_(const Tensor& grad, const Tens
       }
     });
   });
-  return {output, grad, sums};
+  return {output, sums};
 }
 
 // A factor for each channel, or one where there is none.
@@ -183,16 +183,24 @@ Tensor column_products(const Tensor& first, const Tensor& second, int64_t num_sa
 
 TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
   library.def(
-      "gelu_backward_(Tensor(a!) grad, Tensor input, Tensor? scale, Tensor? shift) "
-      "-> (Tensor, Tensor(a!), Tensor)",
-      &gelu_backward_);
+      "gelu_backward_(Tensor(a!) grad, Tensor inner, Tensor? scale, Tensor? shift) "
+      "-> (Tensor, Tensor)");
   library.def(
-      "add_branch_(Tensor(a!) output, Tensor map, Tensor branch, Tensor? scale, Tensor? keep) "
-      "-> ()",
-      &add_branch_);
-  library.def("branch_grad", &branch_grad);
-  library.def("row_products", &row_products);
-  library.def("column_products", &column_products);
+      "add_branch_(Tensor(a!) output, Tensor features, Tensor branch, Tensor? scale, Tensor? keep) "
+      "-> ()");
+  library.def(
+      "branch_grad(Tensor grad, Tensor? scale, Tensor? keep, ScalarType dtype) "
+      "-> (Tensor, Tensor)");
+  library.def("row_products(Tensor first, Tensor second) -> Tensor");
+  library.def("column_products(Tensor first, Tensor second, int num_samples) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(convnext_backbone, CPU, library) {
+  library.impl("gelu_backward_", &gelu_backward_);
+  library.impl("add_branch_", &add_branch_);
+  library.impl("branch_grad", &branch_grad);
+  library.impl("row_products", &row_products);
+  library.impl("column_products", &column_products);
 }
 
 }  // namespace convnext

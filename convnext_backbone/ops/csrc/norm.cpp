@@ -79,9 +79,15 @@ Tensor norm_backward_(Tensor& map, const Tensor& grad, const Tensor& norm_weight
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
-  library.def("norm", &norm);
-  library.def("norm_backward_(Tensor(a!) map, Tensor grad, Tensor norm_weight, float eps) -> Tensor",
-              &norm_backward_);
+  library.def(
+      "norm(Tensor features, Tensor weight, Tensor bias, float eps, bool channels_first) -> Tensor");
+  library.def(
+      "norm_backward_(Tensor(a!) features, Tensor grad, Tensor norm_weight, float eps) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(convnext_backbone, CPU, library) {
+  library.impl("norm", &norm);
+  library.impl("norm_backward_", &norm_backward_);
 }
 
 }  // namespace convnext

@@ -1,4 +1,4 @@
-"""Which stages a backbone returns: names, indices, and what is allowed of them."""
+"""Which feature maps a backbone returns: by name, by index, and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ def resolve_out_features(
     out_features: Sequence[str] | None,
     out_indices: Sequence[int] | None,
 ) -> tuple[str, ...]:
-    """Turns a pick by name, by index, by both or by neither into stage names.
+    """Turns a choice by name, by index, by both or by neither into stage names.
 
     Args:
         stage_names: All names in order, ``('stem', 'stage1', ...)``.
         out_features: Names to return, in stage order.
-        out_indices: Indices to return, in stage order: 0 is stage1, the stem has none, and negative
-            ones count from the last stage.
+        out_indices: Indices to return, in stage order: 0 is stage1, negative indices count from the
+            last stage. The stem has no index.
 
     Returns:
-        The picked names; the last stage's when both arguments are None.
+        The chosen names; the name of the last stage if both arguments are None.
 
     Raises:
-        ValueError: If a pick is unknown, repeated, empty or out of order, or if the two disagree.
-        TypeError: If an argument is no sequence, or an index no integer.
+        ValueError: If a choice is unknown, repeated, empty or out of order, or if the two disagree.
+        TypeError: If an argument is not a sequence, or an index is not an integer.
     """
     picks = stage_names[-1:]
     if out_features is not None:
@@ -55,7 +55,7 @@ def _names_of(stage_names: Sequence[str], indices: tuple[int, ...]) -> tuple[str
             raise TypeError(f'out_indices must hold integers, got {index!r} in {indices}')
         if not -len(stages) <= index < len(stages):
             raise ValueError(
-                f'out_indices {indices} hold {index}; allowed are 0 ({stages[0]}) to '
+                f'out_indices {indices} contain {index}; allowed are 0 ({stages[0]}) to '
                 f'{len(stages) - 1} ({stages[-1]}), and -1 to {-len(stages)} from the last stage on'
             )
     return _check_order(stage_names, tuple(stages[index] for index in indices), 'out_indices')
@@ -64,7 +64,7 @@ def _names_of(stage_names: Sequence[str], indices: tuple[int, ...]) -> tuple[str
 def _check_order(
     stage_names: Sequence[str], names: tuple[str, ...], argument: str
 ) -> tuple[str, ...]:
-    """Accepts names that stand in ``stage_names``, in the same order and once each."""
+    """Accepts names of ``stage_names`` in the same order, each at most once."""
     if not names or [name for name in stage_names if name in names] != list(names):
         raise ValueError(
             f'{argument} picked {names}; allowed are one or more of {tuple(stage_names)}, '

@@ -9,17 +9,17 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
 
-@METRICS.register_module()
+@METRICS.register_module('ConvNextAccuracy')
 class Accuracy(BaseMetric):
     """Top-k accuracy in percent, as ``accuracy/top1``, ``accuracy/top5``.
 
     Args:
-        topk: Every k to report. Default: (1, 5).
-        collect_device: As of mmengine's metrics. Default: ``'cpu'``.
+        topk: The values of k to report. Default: (1, 5).
+        collect_device: As in mmengine's metrics. Default: ``'cpu'``.
 
     Raises:
         ValueError: If a k is below 1; in an evaluation, if samples have no ``gt_label`` or fewer
-            classes than k.
+            than k classes.
     """
 
     default_prefix = 'accuracy'
@@ -31,14 +31,14 @@ class Accuracy(BaseMetric):
         self.topk = tuple(topk)
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
-        """Keeps, for every k, whether the label was hit."""
+        """Stores for every k whether the label is among the k highest scores."""
         for sample in data_samples:
             if 'gt_label' not in sample:
                 raise ValueError('the accuracy needs a gt_label in every data sample')
             scores, label = sample['pred_score'], torch.as_tensor(sample['gt_label'])
             if max(self.topk) > len(scores):
                 raise ValueError(
-                    f'topk={self.topk} needs as many classes, got {len(scores)}: '
+                    f'topk={self.topk} needs at least as many classes, got {len(scores)}: '
                     'lower topk of the metric'
                 )
             ranking = scores.argsort(descending=True, stable=True)

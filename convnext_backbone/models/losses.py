@@ -1,4 +1,4 @@
-"""The seed's three kinds of labels: telling them apart, checking them, and their losses."""
+"""The three problem types of Hugging Face's classifiers: inference, checks of labels, losses."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ PROBLEM_TYPES = (REGRESSION, SINGLE_LABEL, MULTI_LABEL)
 
 
 def infer_problem_type(num_labels: int, labels: Tensor | None = None) -> str:
-    """Tells the problem type as the seed does.
+    """Infers the problem type as Hugging Face does.
 
     Args:
         num_labels: Number of logits.
-        labels: Labels of a batch, where there are any.
+        labels: Labels of a batch. Default: None, unknown.
 
     Returns:
-        ``'regression'`` for a single logit. For more, ``'single_label_classification'`` if the
-        labels are int32 or int64, or unknown, else ``'multi_label_classification'``.
+        ``'regression'`` for a single logit. For several, ``'single_label_classification'`` if the
+        labels are int32, int64 or unknown, else ``'multi_label_classification'``.
     """
     if num_labels == 1:
         return REGRESSION
@@ -31,11 +31,11 @@ def infer_problem_type(num_labels: int, labels: Tensor | None = None) -> str:
 
 
 def check_labels(labels: Tensor, num_samples: int, num_labels: int, problem_type: str) -> Tensor:
-    """Checks the labels of a batch and gives them the dtype and shape that the loss takes.
+    """Checks the labels of a batch and converts them to the dtype and shape that the loss needs.
 
     Args:
         labels: Class indices ``(N,)`` or ``(N, 1)`` for single-label classification, otherwise
-            numbers ``(N, num_labels)``, of which ``(N, 1)`` may be ``(N,)`` too.
+            numbers ``(N, num_labels)``; ``(N,)`` is allowed instead of ``(N, 1)``.
         num_samples: Number of images, N.
         num_labels: Number of logits.
         problem_type: One of ``PROBLEM_TYPES``.
@@ -44,9 +44,9 @@ def check_labels(labels: Tensor, num_samples: int, num_labels: int, problem_type
         Class indices ``(N,)`` as int64, or numbers ``(N, num_labels)``.
 
     Raises:
-        ValueError: If the labels have another shape, are class indices outside of 0 ...
-            num_labels - 1, or targets of several classes outside of [0, 1].
-        TypeError: If class indices are not int32 or int64, or numbers not floating point.
+        ValueError: If the labels have another shape, or if class indices are not between 0 and
+            num_labels - 1, or multi-label targets not in [0, 1].
+        TypeError: If class indices are not int32 or int64, or other labels not floating point.
     """
     is_index = problem_type == SINGLE_LABEL
     if is_index and labels.dtype not in (torch.int32, torch.int64):
@@ -85,26 +85,27 @@ def _check_range(labels: Tensor, highest: int, reason: str) -> None:
 def classification_loss(
     logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The seed's losses: mean squared error, cross entropy, binary cross entropy with logits.
+    """Hugging Face's losses: mean squared error, cross entropy, binary cross entropy with logits.
 
     Args:
         logits: ``(N, num_labels)``.
-        labels: As :func:`check_labels` returns them; for single-label classification also the
-            probability of each class, ``(N, num_labels)``.
+        labels: As :func:`check_labels` returns them; for single-label classification also
+            probabilities of the classes, ``(N, num_labels)``.
         problem_type: One of ``PROBLEM_TYPES``.
-        label_smoothing: Share of each label spread over all classes. Default: 0.
+        label_smoothing: Share of each label that is spread over all classes. Default: 0.
 
     Returns:
         The mean over the batch, a scalar.
 
     Raises:
-        ValueError: If labels other than those of single-label classification are to be smoothed.
+        ValueError: If ``label_smoothing`` is used with another problem type than single-label
+            classification.
     """
     if problem_type == SINGLE_LABEL:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if label_smoothing:
         raise ValueError(
-            f'label_smoothing={label_smoothing} needs {SINGLE_LABEL}, the labels are those of '
+            f'label_smoothing={label_smoothing} needs {SINGLE_LABEL}, but the problem type is '
             f'{problem_type}'
         )
     loss = F.mse_loss if problem_type == REGRESSION else F.binary_cross_entropy_with_logits

@@ -1,4 +1,4 @@
-"""Stages of ConvNeXt layers and the encoder that chains them."""
+"""Stages of ConvNeXt layers, and the encoder: a chain of stages."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .layers import ConvNextLayer, ConvNextLayerNorm
+from .blocks import ConvNextLayer
+from .norms import ConvNextLayerNorm
 
 
 class ConvNextStage(nn.Module):
-    """Layers of one width, behind a downsampling where width or resolution change.
+    """Layers of one width, after a downsampling if the width or the resolution changes.
 
-    The downsampling is a channels-first norm and a convolution whose kernel equals its stride.
+    The downsampling is a channels-first norm and a convolution whose kernel size is its stride.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output, C.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels, C.
         depth: Number of layers. Default: 2.
-        stride: Factor S by which the resolution falls. Default: 2. With 1 and as many channels out
-            as in, nothing is downsampled.
-        drop_path_rates: One rate a layer. Default: all 0.
-        **layer_args: Passed on to every :class:`ConvNextLayer`.
+        stride: Factor S that divides the resolution. Default: 2. With 1, and as many output as
+            input channels, there is no downsampling.
+        drop_path_rates: One rate per layer. Default: all 0.
+        fused: As in :class:`ConvNextLayer`, for layers and norm. Default: None.
+        **layer_args: Passed to every :class:`ConvNextLayer`.
 
     Shape:
-        ``(N, in_channels, H, W)`` in, ``(N, C, H // S, W // S)`` out.
+        Input: ``(N, in_channels, H, W)``; output: ``(N, C, H // S, W // S)``.
 
     Raises:
-        ValueError: If there are more or fewer rates than layers.
+        ValueError: If the number of rates is not the number of layers.
     """
 
     def __init__(
@@ -38,21 +40,25 @@ class ConvNextStage(nn.Module):
         depth: int = 2,
         stride: int = 2,
         drop_path_rates: Sequence[float] | None = None,
+        fused: bool | None = None,
         **layer_args,
     ) -> None:
         super().__init__()
         rates = [0.0] * depth if drop_path_rates is None else drop_path_rates
         if len(rates) != depth:
             raise ValueError(f'{len(rates)} drop_path_rates were given for {depth} layers')
-        downsampling = []
+        downsampling: list[nn.Module] = []
         if in_channels != out_channels or stride > 1:
             downsampling = [
-                ConvNextLayerNorm(in_channels, data_format='channels_first'),
+                ConvNextLayerNorm(in_channels, data_format='channels_first', fused=fused),
                 nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride),
             ]
         self.downsampling_layer = nn.Sequential(*downsampling)
         self.layers = nn.Sequential(
-            *(ConvNextLayer(out_channels, drop_path=rate, **layer_args) for rate in rates)
+            *(
+                ConvNextLayer(out_channels, drop_path=rate, fused=fused, **layer_args)
+                for rate in rates
+            )
         )
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -60,21 +66,22 @@ class ConvNextStage(nn.Module):
 
 
 class ConvNextEncoder(nn.Module):
-    """The stages behind the stem; each but the first halves the resolution.
+    """The stages after the stem. Each stage but the first halves the resolution.
 
-    Drop-path rates rise linearly from 0 at the first block to ``drop_path_rate`` at the last one of
-    all of ``depths``, built or not: a backbone cut short drops as the whole one does.
+    Drop-path rates increase linearly from 0 at the first block to ``drop_path_rate`` at the last
+    block of ``depths``, even if that one is not built: the first stages of a model always have the
+    same rates.
 
     Args:
-        depths: Layers of each stage.
-        hidden_sizes: Channels of each stage.
+        depths: Number of layers of each stage.
+        hidden_sizes: Number of channels of each stage.
         drop_path_rate: Rate of the last block. Default: 0.
-        num_stages: Number of stages to build, from the first on. Default: all.
-        **layer_args: Passed on to every :class:`ConvNextLayer`.
+        num_stages: Number of stages to build, from the first one. Default: None, all.
+        **layer_args: Passed to every :class:`ConvNextLayer`.
 
     Shape:
-        ``(N, hidden_sizes[0], H, W)`` in, ``(N, hidden_sizes[k], H // 2**k, W // 2**k)`` out of
-        stage k, counted from 0.
+        Input: ``(N, hidden_sizes[0], H, W)``; output of stage k, counted from 0:
+        ``(N, hidden_sizes[k], H // 2**k, W // 2**k)``.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class ConvNextEncoder(nn.Module):
         **layer_args,
     ) -> None:
         super().__init__()
-        # On the CPU even under a device context: on the meta device rates have no values.
+        # On the CPU even under a device context: tensors on the meta device have no values.
         rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float64, device='cpu')
         in_channels = [hidden_sizes[0], *hidden_sizes]
         stages = [
@@ -108,11 +115,11 @@ class ConvNextEncoder(nn.Module):
         """Runs all stages.
 
         Args:
-            hidden_states: The stem's output.
-            output_hidden_states: Whether to return every hidden state. Default: False.
+            hidden_states: The output of the stem.
+            output_hidden_states: Whether to return all hidden states. Default: False.
 
         Returns:
-            The last stage's output, or a tuple of all hidden states, the stem's output first.
+            The output of the last stage, or a tuple of all hidden states, beginning with the input.
         """
         all_hidden_states = [hidden_states]
         for stage in self.stages:

@@ -1,4 +1,4 @@
-"""Images that lie in folders named after their classes."""
+"""Images in folders that are named after their classes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mmengine.registry import DATASETS
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
-@DATASETS.register_module()
+@DATASETS.register_module('ConvNextImageFolder')
 class ImageFolder(BaseDataset):
-    """Images as ``data_root/class_name/*.jpg`` or ``*.png``, suffixes in any case.
+    """Images ``data_root/class_name/*.jpg`` or ``*.png``, with suffixes in upper or lower case.
 
-    Labels are the positions of the folders' names in their sorted order, or in the order of
-    ``metainfo['classes']`` where that is given. Samples have ``img_path`` and ``gt_label``.
+    The label of an image is the position of its folder's name in sorted order, or in
+    ``metainfo['classes']`` if given. Samples have ``img_path`` and ``gt_label``.
 
     Args:
-        data_root: Folder of the classes' folders.
-        metainfo: ``dict(classes=...)`` to give the classes and their order, the same for every
-            split; folders of other names are left out. Default: None, all folders.
-        **dataset_args: As of mmengine's ``BaseDataset``, such as ``pipeline``.
+        data_root: Folder that contains the folders of the classes.
+        metainfo: ``dict(classes=...)`` sets the classes and their order, which must be the same for
+            every split; other folders are left out. Default: None, all folders.
+        **dataset_args: As in mmengine's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
-        FileNotFoundError: If ``data_root`` is no folder, has none beneath it, lacks one of
+        FileNotFoundError: If ``data_root`` is not a folder, contains no folders, or lacks one of
             ``metainfo['classes']``, or if there are no images in any of them.
     """
 
@@ -37,14 +37,14 @@ class ImageFolder(BaseDataset):
         super().__init__(data_root=data_root, data_prefix={}, metainfo=metainfo, **dataset_args)
 
     def load_data_list(self) -> list[dict]:
-        """Lists the images of all classes, sorted by name within a class."""
+        """Lists the images of all classes, sorted by name in each class."""
         images, empty = [], []
         for label, name in enumerate(self.metainfo['classes']):
             folder = Path(self.data_root, name)
             if not folder.is_dir():
                 raise FileNotFoundError(
                     f'the class {name!r} has no folder in {self.data_root}: '
-                    'make one, or name other classes in metainfo'
+                    'create it, or set other classes in metainfo'
                 )
             paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
             images += [dict(img_path=str(path), gt_label=label) for path in paths]
@@ -64,16 +64,16 @@ class ImageFolder(BaseDataset):
         return images
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """The class of an image, as mmengine's ``ClassBalancedDataset`` asks for it."""
+        """Returns the class of an image, for mmengine's ``ClassBalancedDataset``."""
         return [self.get_data_info(idx)['gt_label']]
 
     @staticmethod
     def _find_classes(root: Path) -> tuple[str, ...]:
         if not root.is_dir():
-            raise FileNotFoundError(f'data_root {str(root)!r} is no folder')
+            raise FileNotFoundError(f'data_root {str(root)!r} is not a folder')
         classes = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != '.')
         if not classes:
             raise FileNotFoundError(
-                f'no class folders in {root}: images must lie in {root}/CLASS_NAME/'
+                f'no class folders in {root}: images must be in {root}/CLASS_NAME/'
             )
         return tuple(classes)

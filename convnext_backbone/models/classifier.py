@@ -1,4 +1,4 @@
-"""The image classifier: pre-trains a backbone, and proves a checkpoint by its logits."""
+"""The image classifier, to pre-train a backbone or to use a classification checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from .checkpoint import LoadsAnyCheckpoint, Target
-from .model import ConvNextModel
-from .problem_types import (
+from ..checkpoint import LoadsAnyCheckpoint, Target
+from .base import initialize
+from .losses import (
     MULTI_LABEL,
     PROBLEM_TYPES,
     REGRESSION,
@@ -22,29 +22,29 @@ from .problem_types import (
     classification_loss,
     infer_problem_type,
 )
-from .trunk import init_weights
+from .model import ConvNextModel
 
 
 @MODELS.register_module()
 class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
     """ConvNeXt or ConvNeXt V2 with a linear layer on the pooled features.
 
-    State-dict names are those of Hugging Face's ``ConvNextForImageClassification``, but classifiers
-    are loaded by any naming of :data:`convnext_backbone.checkpoint.formats.FORMATS`, with their
-    head, as a whole or not at all.
+    The names in the state dict are those of Hugging Face's ``ConvNextForImageClassification``.
+    Checkpoints of classifiers load in any naming of
+    :data:`convnext_backbone.checkpoint.formats.FORMATS`, with their head, completely or not at all.
 
     Args:
-        arch: As of :class:`convnext_backbone.ConvNextBackbone`. Default: ``'tiny'``.
-        num_labels: Number of logits; 0 builds no linear layer. Default: 1000.
+        arch: As in :class:`ConvNextBase`. Default: ``'tiny'``.
+        num_labels: Number of logits; with 0 there is no linear layer. Default: 1000.
         problem_type: ``'regression'``, ``'single_label_classification'`` or
-            ``'multi_label_classification'``. Default: None, inferred as in the seed: a single
-            logit is a regression, several are single-label classification with labels of dtype
-            int64 or int32 (or none to infer from) and multi-label classification with others.
-        label_smoothing: Share of each label spread over all classes in the loss of single-label
-            classification, in [0, 1]. Default: 0.
+            ``'multi_label_classification'``. Default: None, inferred as in Hugging Face: one logit
+            means regression; several mean single-label classification if the labels are int64 or
+            int32 or unknown, else multi-label classification.
+        label_smoothing: Share of each label that is spread over all classes in the loss of
+            single-label classification, in [0, 1]. Default: 0.
         data_preprocessor: As everywhere in mmengine. Default: None, which stacks the images.
-        init_cfg: As everywhere in mmengine. Default: None, which leaves the paper's initialisation.
-        **model_args: Further arguments of :class:`ConvNextModel`, such as ``drop_path_rate``.
+        init_cfg: As in :class:`ConvNextBase`. Default: None.
+        **model_args: Other arguments of :class:`ConvNextModel`, such as ``drop_path_rate``.
 
     Raises:
         ValueError: If an argument has a value that is not allowed; the message says what is.
@@ -80,7 +80,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
         self.classifier = nn.Identity()
         if num_labels:
             self.classifier = nn.Linear(self.convnext.hidden_size, num_labels)
-        self.classifier.apply(init_weights)
+        self.classifier.apply(initialize)
 
     def forward(
         self,
@@ -92,31 +92,31 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
 
         Args:
             inputs: Normalised images of shape ``(N, num_channels, H, W)``.
-            data_samples: One for each image, with the label in ``gt_label``: a class index, a
-                number or a vector of ``num_labels`` numbers. Where samples have a ``gt_score``, the
-                probability of each class, it is the target in its stead (mixed images). Or the
-                labels of the batch in one tensor. Default: None, without labels.
+            data_samples: One per image, with the label in ``gt_label``: a class index, a number or
+                a vector of ``num_labels`` numbers. If the samples have a ``gt_score``, the
+                probability of each class, that is the target instead (mixed images). Or the labels
+                of the batch as one tensor. Default: None, no labels.
             mode: ``'tensor'`` (default), ``'loss'`` or ``'predict'``.
 
         Returns:
-            The logits, ``(N, num_labels)``, or with ``num_labels=0`` the pooled features; for
-            ``'loss'`` ``dict(loss=...)``; for ``'predict'`` the data samples, or new ones, with
-            ``pred_score``, ``(num_labels,)``: probabilities, or the numbers of a regression. In
-            classification there is ``pred_label`` too: the most probable class, ``(1,)``, or all
-            that have at least a probability of 0.5.
+            For ``'tensor'``, the logits, ``(N, num_labels)``, or with ``num_labels=0`` the pooled
+            features. For ``'loss'``, ``dict(loss=...)``. For ``'predict'``, the data samples, or
+            new ones, with ``pred_score``, ``(num_labels,)``: probabilities, or the numbers of a
+            regression. Classification also sets ``pred_label``: the most probable class, ``(1,)``,
+            or for several labels all classes with a probability of at least 0.5.
 
         Raises:
-            ValueError: If the mode is unknown, labels are missing, of another shape or out of
-                range, or there is no linear layer to give logits for them; also as
+            ValueError: If the mode is unknown, if labels are missing, have another shape or are
+                out of range, or if there is no linear layer for logits; also as
                 :meth:`ConvNextModel.forward`.
-            TypeError: If the labels have another dtype than the problem type asks for; also as
+            TypeError: If the labels have another dtype than the problem type needs; also as
                 :meth:`ConvNextModel.forward`.
         """
         if mode not in ('tensor', 'loss', 'predict'):
             raise ValueError(f'mode must be tensor, loss or predict, got {mode!r}')
         if mode != 'tensor' and not self.num_labels:
             raise ValueError(
-                f'mode {mode!r} needs logits, but num_labels=0 builds no layer for them'
+                f'mode {mode!r} needs logits, but with num_labels=0 there is no layer for them'
             )
         if mode == 'loss' and data_samples is None:
             raise ValueError("mode 'loss' needs data_samples with labels, got None")
@@ -128,15 +128,14 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
         return self._predict(logits, data_samples)
 
     def checkpoint_target(self) -> Target:
-        """What the loading of checkpoints needs to know of the model."""
+        """Returns what the loading of checkpoints needs to know about the model."""
+        pooled = self.convnext.checkpoint_target()
         head = self.classifier.state_dict(prefix='classifier.')
-        trunk = self.convnext.checkpoint_target()
         return replace(
-            trunk,
+            pooled,
             name=type(self).__name__,
-            tensors={**trunk.tensors, **head},
-            left_out={'hidden_states_norms.': 'norms of maps'} if head else trunk.left_out,
-            trunk='convnext.',
+            tensors={**pooled.tensors, **head},
+            key_prefix='convnext.',
         )
 
     def _loss(self, logits: Tensor, data_samples: Sequence[BaseDataElement] | Tensor) -> Tensor:
@@ -148,7 +147,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
         if scores is None:
             problem_type = rule = self.problem_type or infer_problem_type(self.num_labels, labels)
         else:
-            # Probabilities keep to the rules of targets of several classes.
+            # Probabilities follow the rules of multi-label targets.
             problem_type, rule = self.problem_type or SINGLE_LABEL, MULTI_LABEL
         labels = check_labels(labels, len(logits), self.num_labels, rule)
         return classification_loss(logits, labels, problem_type, self.label_smoothing)
@@ -173,7 +172,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
 
 
 def _stack(data_samples: Sequence[BaseDataElement] | Tensor, name: str) -> Tensor | None:
-    """One field of all samples as a tensor; None if a sample lacks it."""
+    """Returns one field of all samples as a tensor; None if a sample does not have it."""
     if isinstance(data_samples, Tensor):
         return data_samples if name == 'gt_label' else None
     if not all(name in sample for sample in data_samples):

@@ -9,29 +9,29 @@ from mmengine.registry import MODELS
 from torch import Tensor
 from torch.distributions import Beta
 
-from ..problem_types import SINGLE_LABEL, check_labels
+from ..models.losses import SINGLE_LABEL, check_labels
 
 
 @MODELS.register_module()
 class MixingDataPreprocessor(ImgDataPreprocessor):
-    """Normalises images, and in training mixes each with that at the other end of the batch.
+    """Normalises images, and in training mixes each image i with image N - 1 - i of the batch.
 
-    A batch is mixed by one of the two ways, by either with the same probability, and with one ratio
-    ``lam`` for all of its images. Mixup adds ``lam`` of the one image to ``1 - lam`` of the other,
-    CutMix pastes a rectangle with ``1 - lam`` of the other's area. Data samples get the probability
-    of each class as ``gt_score``.
+    Each batch is mixed either by mixup or by CutMix, with equal probability, and with one ratio
+    ``lam`` for all images. Mixup adds ``lam`` of one image to ``1 - lam`` of the other. CutMix
+    pastes a rectangle with a share of ``1 - lam`` of the other's area. Data samples get the
+    probability of each class as ``gt_score``.
 
     Args:
         num_labels: Number of classes.
-        mixup_alpha: Mixup draws ``lam`` from Beta(alpha, alpha); 0 switches it off. Default: 0.
-        cutmix_alpha: The same of CutMix. Default: 0.
-        **normalize_args: As of mmengine's ``ImgDataPreprocessor``: ``mean``, ``std``,
+        mixup_alpha: Mixup samples ``lam`` from Beta(alpha, alpha); 0 switches it off. Default: 0.
+        cutmix_alpha: The same for CutMix. Default: 0.
+        **normalize_args: As in mmengine's ``ImgDataPreprocessor``: ``mean``, ``std``,
             ``bgr_to_rgb``, ...
 
     Raises:
         ValueError: If an alpha is negative, or both are 0; in training also if labels are out of
-            range or of another shape.
-        TypeError: In training, if labels are no class indices.
+            range or have another shape.
+        TypeError: In training, if labels are not class indices.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class MixingDataPreprocessor(ImgDataPreprocessor):
 
 
 def mixup(images: Tensor, lam: float) -> tuple[Tensor, float]:
-    """Blends each image with that at the other end of the batch.
+    """Blends each image i with image N - 1 - i of the batch.
 
     Args:
         images: ``(N, C, H, W)``.
-        lam: Share that an image keeps, in [0, 1].
+        lam: Weight of the image itself, in [0, 1].
 
     Returns:
         The blended images and ``lam``.
@@ -81,15 +81,15 @@ def mixup(images: Tensor, lam: float) -> tuple[Tensor, float]:
 
 
 def cutmix(images: Tensor, lam: float) -> tuple[Tensor, float]:
-    """Pastes a rectangle of the image at the other end of the batch into each.
+    """Pastes a rectangle of image N - 1 - i of the batch into each image i.
 
     Args:
         images: ``(N, C, H, W)``.
-        lam: Share of the area that an image is to keep, in [0, 1]. The rectangle has the image's
-            proportions and its centre anywhere in the image, which may cut it off.
+        lam: Share of the area that an image should keep, in [0, 1]. The rectangle has the
+            proportions of the image and a random centre, so the border may cut it off.
 
     Returns:
-        The images, and the share that they did keep.
+        The images, and the share of their area that they kept.
     """
     height, width = images.shape[2:]
     (top, bottom), (left, right) = (_interval(side, (1 - lam) ** 0.5) for side in (height, width))

@@ -1,4 +1,4 @@
-"""The few transforms of image classification that mmcv has not."""
+"""The transforms of image classification that mmcv does not have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmengine.structures import BaseDataElement
 META_KEYS = ('sample_idx', 'img_path', 'ori_shape', 'img_shape')
 
 
-@TRANSFORMS.register_module()
+@TRANSFORMS.register_module('ConvNextRandomResizedCrop')
 class RandomResizedCrop(BaseTransform):
     """Cuts a random rectangle out of an image and resizes it (Szegedy et al. 2015).
 
@@ -22,10 +22,10 @@ class RandomResizedCrop(BaseTransform):
 
     Args:
         scale: Side of the square result in pixels.
-        area: Share of the image's area that is cut out, lowest and highest. Default: (0.08, 1).
-        ratio: Width by height of what is cut out, lowest and highest, drawn on a log scale.
+        area: Minimum and maximum share of the image's area to cut out. Default: (0.08, 1).
+        ratio: Minimum and maximum of width / height of the rectangle, sampled on a log scale.
             Default: (3/4, 4/3).
-        interpolation: As of ``mmcv.imresize``. Default: ``'bilinear'``.
+        interpolation: As in ``mmcv.imresize``. Default: ``'bilinear'``.
     """
 
     def __init__(
@@ -49,19 +49,19 @@ class RandomResizedCrop(BaseTransform):
         return results
 
 
-@TRANSFORMS.register_module()
+@TRANSFORMS.register_module('ConvNextRandomErasing')
 class RandomErasing(BaseTransform):
-    """Puts noise in the place of a random rectangle (Zhong et al. 2017).
+    """Replaces a random rectangle by noise (Zhong et al. 2017).
 
-    Reads and writes ``img``. Every pixel is drawn on its own, around ``mean`` with ``std``.
+    Reads and writes ``img``. Every pixel is sampled independently from a normal distribution.
 
     Args:
-        prob: Probability of erasing anything. Default: 0.25.
-        area: Share of the image's area that is erased, lowest and highest. Default: (0.02, 1/3).
-        ratio: Width by height of it, lowest and highest, drawn on a log scale.
+        prob: Probability of erasing a rectangle. Default: 0.25.
+        area: Minimum and maximum share of the image's area to erase. Default: (0.02, 1/3).
+        ratio: Minimum and maximum of width / height of the rectangle, sampled on a log scale.
             Default: (0.3, 10/3).
-        mean: Of the noise, one number a channel. Default: that of ImageNet in BGR.
-        std: The same.
+        mean: Mean of the noise per channel. Default: that of ImageNet in BGR.
+        std: Standard deviation of the noise per channel. Default: that of ImageNet in BGR.
     """
 
     def __init__(
@@ -86,16 +86,16 @@ class RandomErasing(BaseTransform):
         return results
 
 
-@TRANSFORMS.register_module()
+@TRANSFORMS.register_module('ConvNextPackInputs')
 class PackInputs(BaseTransform):
-    """Ends a pipeline: the image as a tensor, the rest as a data sample.
+    """The last transform of a pipeline: packs the image as a tensor and the rest as a data sample.
 
-    Reads ``img``, ``(H, W, C)``, and if present ``gt_label`` and what of ``meta_keys`` there is.
+    Reads ``img``, ``(H, W, C)``, and if present ``gt_label`` and the keys of ``meta_keys``.
     Returns ``inputs``, ``(C, H, W)``, and ``data_samples``, a ``BaseDataElement``.
 
     Args:
-        meta_keys: What is kept as the sample's meta information. Default: index and path of the
-            image, its shape in the file and now.
+        meta_keys: Keys of the sample's meta information. Default: index and path of the image, its
+            shape in the file and its current shape.
     """
 
     def __init__(self, meta_keys: tuple[str, ...] = META_KEYS) -> None:
@@ -114,16 +114,16 @@ class PackInputs(BaseTransform):
 def random_rectangle(
     height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[slice, slice]:
-    """Draws a rectangle of random area, proportions and place in an image.
+    """Samples a rectangle of random area, proportions and position in an image.
 
     Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        area: Share of the image's area, lowest and highest.
-        ratio: Width by height, lowest and highest, drawn on a log scale.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        area: Minimum and maximum share of the image's area.
+        ratio: Minimum and maximum of width / height, sampled on a log scale.
 
     Returns:
-        Rows and columns. Of proportions that do not fit the image, after ten draws as much as does.
+        Rows and columns. If ten samples do not fit the image, the largest part that does.
     """
     for _ in range(10):
         pixels = np.random.uniform(*area) * height * width

@@ -1,4 +1,4 @@
-"""Learning rates that decay from the heads to the stem, by the official rule of ConvNeXt."""
+"""Learning rates that decay from the head to the stem, by the official rule of ConvNeXt."""
 
 from __future__ import annotations
 
@@ -10,55 +10,60 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from .backbone import ConvNextBackbone
+from ..checkpoint.formats import NATIVE, NORMS_AND_HEAD
+from ..checkpoint.names import parse_name
+from ..models.base import ConvNextBase
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
-_STAGE = re.compile(r'encoder\.stages\.(\d+)\.(?:downsampling_layer|layers\.(\d+))\.')
-# What FSDP, torch.compile and activation checkpointing put in front of a wrapped module's names.
+# The key prefixes that FSDP, torch.compile and activation checkpointing give to wrapped modules.
 _WRAPPERS = re.compile(r'(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
 
 
 def layer_id(name: str, decay_type: str, num_layers: int) -> int:
-    """The official layer of a parameter, from 0 for the stem to ``num_layers + 1`` for the rest.
+    """Returns the official layer of a parameter, from 0 for the stem to ``num_layers + 1``.
 
-    Layer-wise, three blocks of the third stage share a layer; stage-wise, every stage is one and
-    all downsamplings go with the stem.
+    Layer-wise, three blocks of the third stage form a layer. Stage-wise, every stage is a layer,
+    and all downsampling layers belong to the stem's. The norms of feature maps, the final norm and
+    the head belong to the last layer.
 
     Args:
-        name: The parameter's name within its :class:`ConvNextBackbone`.
+        name: The name of the parameter in its model, a :class:`ConvNextBase`.
         decay_type: ``'layer_wise'`` or ``'stage_wise'``.
-        num_layers: L, the layer of the fourth stage when layer-wise.
+        num_layers: L, the layer of the fourth stage if layer-wise.
 
     Raises:
-        ValueError: If no such parameter is known.
+        ValueError: If there is no such parameter.
     """
-    name = _WRAPPERS.sub('', name)
-    if name.startswith('embeddings.'):
-        return 0
-    if name.startswith('hidden_states_norms.'):
-        return num_layers + 1
-    match = _STAGE.match(name)
-    if match is None:
+    parsed = parse_name(_WRAPPERS.sub('', name), NATIVE)
+    if parsed is None:
         raise ValueError(
-            f'{name!r} is no parameter of a ConvNextBackbone; under FSDP, parameters keep their '
+            f'{name!r} is not a parameter of a ConvNeXt; under FSDP, parameters keep their '
             'names with use_orig_params=True'
         )
-    stage, block = int(match[1]), match[2]
+    if parsed.part in NORMS_AND_HEAD:
+        return num_layers + 1
+    if parsed.stage is None:
+        return 0
     if decay_type == 'stage_wise':
-        return 0 if block is None else stage + 1
-    if stage == 2 and block is not None:
-        return 3 + int(block) // 3
-    return (1, 2, 3, num_layers)[stage]
+        return 0 if parsed.block is None else parsed.stage + 1
+    if parsed.stage == 2 and parsed.block is not None:
+        return 3 + parsed.block // 3
+    return (1, 2, 3, num_layers)[parsed.stage]
 
 
-def resolve_num_layers(backbone: ConvNextBackbone, decay_type: str, num_layers: int | None) -> int:
-    """Takes the number of layers L from the architecture, or checks the one given.
+def resolve_num_layers(model: ConvNextBase, decay_type: str, num_layers: int | None) -> int:
+    """Returns the number of layers L of an architecture, or checks the given one.
+
+    Args:
+        model: The model.
+        decay_type: ``'layer_wise'`` or ``'stage_wise'``.
+        num_layers: 6, 12, or None to follow the depth of the third stage.
 
     Raises:
-        ValueError: If the official rule says nothing about the architecture, or if its third stage
-            is too deep for ``num_layers``.
+        ValueError: If the official rule does not cover the architecture, or if its third stage is
+            too deep for ``num_layers``.
     """
-    depths = backbone.architecture.arch.depths
+    depths = model.arch.depths
     third = depths[2] if len(depths) > 2 else 0
     if num_layers is None:
         num_layers = 6 if third <= 9 else 12
@@ -76,23 +81,25 @@ def resolve_num_layers(backbone: ConvNextBackbone, decay_type: str, num_layers: 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Scales the learning rate of a layer by ``decay_rate ** (num_layers + 1 - layer_id)``.
+    """Scales the learning rate of each layer by ``decay_rate ** (num_layers + 1 - layer_id)``.
 
-    The layers are those of :func:`layer_id` (ConvNeXt, appendix A; official repository). Norms of
-    maps, necks and heads keep the whole rate. Biases, 1-D parameters and GRN get no weight decay,
+    It works for every model that contains a :class:`ConvNextBackbone` or a :class:`ConvNextModel`:
+    detectors, segmentors, :class:`ConvNextForImageClassification`. The layers are those of
+    :func:`layer_id` (ConvNeXt, appendix A; official repository). Norms of feature maps, the final
+    norm, necks and heads keep the full rate. Biases, 1-D parameters and GRN get no weight decay,
     unless a custom key sets their ``decay_mult``. The ``lr_mult`` of a custom key multiplies the
-    layer's scale; all other options of mmengine's default constructor work as there. Frozen
+    scale of the layer. All other options of mmengine's default constructor work as usual. Frozen
     parameters are left out.
 
     Args:
-        optim_wrapper_cfg: The optimiser wrapper, whose optimiser has an ``lr``.
+        optim_wrapper_cfg: The optimiser wrapper. Its optimiser must have an ``lr``.
         paramwise_cfg: ``decay_rate``, in (0, 1]; ``decay_type``, ``'layer_wise'`` (default) or
-            ``'stage_wise'``; ``num_layers``, 6, 12 or None (default), which is 6 for a third
-            stage of at most 9 blocks, else 12; and mmengine's own options.
+            ``'stage_wise'``; ``num_layers``, 6, 12 or None (default: 6 if the third stage has at
+            most 9 blocks, else 12); and mmengine's own options.
 
     Raises:
-        ValueError: If an option has a value that is not allowed, or if the model holds no
-            :class:`ConvNextBackbone`.
+        ValueError: If an option has a value that is not allowed, or if the model contains no
+            ConvNeXt of this package.
 
     Example:
         >>> optim_wrapper = dict(
@@ -118,11 +125,11 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.num_layers not in (6, 12, None):
             raise ValueError(f'num_layers must be 6, 12 or None, got {self.num_layers!r}')
         if self.base_lr is None:
-            raise ValueError('layers scale the lr of the optimizer: set optimizer=dict(lr=...)')
+            raise ValueError('the decay scales the lr of the optimizer: set optimizer=dict(lr=...)')
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Builds the optimiser wrapper of ``model``, which may be wrapped, and logs its groups."""
-        # FSDP holds every parameter as a flat shard.
+        # FSDP stores every parameter as a flat shard: the shapes are those of the full parameters.
         with FullyShardedDataParallel.summon_full_params(model, writeback=False):
             names = model.named_parameters()
             self._shapes = {_WRAPPERS.sub('', name): p.shape for name, p in names}
@@ -136,7 +143,7 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: int | float | None = None,
     ) -> None:
-        """Adds the groups of a model, one for each layer and each set of options."""
+        """Adds the groups of a model: one for each layer and each set of options."""
         if prefix:
             return super().add_params(params, module, prefix, is_dcn_module)
         layers, num_layers = self._find_layers(module)
@@ -157,34 +164,34 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self._log(params, num_layers)
 
     def _find_layers(self, model: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
-        """The layer of every parameter of the model's backbones, and L."""
-        backbones = [m for m in model.modules() if isinstance(m, ConvNextBackbone)]
-        if not backbones:
+        """Returns the layer of every parameter of the ConvNeXts in a model, and L."""
+        convnexts = [m for m in model.modules() if isinstance(m, ConvNextBase)]
+        if not convnexts:
             raise ValueError(
-                f'{type(model).__name__} holds no ConvNextBackbone, whose layers '
-                f'{type(self).__name__} tells apart: set backbone=dict(type="ConvNextBackbone", '
-                '...), or leave optim_wrapper.constructor out'
+                f'{type(model).__name__} holds no ConvNextBackbone and no ConvNextModel, whose '
+                f'layers {type(self).__name__} needs: set '
+                'backbone=dict(type="ConvNextBackbone", ...), or remove optim_wrapper.constructor'
             )
-        lengths = {resolve_num_layers(b, self.decay_type, self.num_layers) for b in backbones}
+        lengths = {resolve_num_layers(m, self.decay_type, self.num_layers) for m in convnexts}
         if len(lengths) > 1:
             raise ValueError(
-                f'the ConvNextBackbones of {type(model).__name__} have {sorted(lengths)} layers: '
+                f'the ConvNeXts of {type(model).__name__} have {sorted(lengths)} layers: '
                 'set num_layers=12 for all of them'
             )
         (num_layers,) = lengths
         layers = {
             parameter: layer_id(name, self.decay_type, num_layers)
-            for backbone in backbones
-            for name, parameter in backbone.named_parameters()
+            for convnext in convnexts
+            for name, parameter in convnext.named_parameters()
         }
         return layers, num_layers
 
     def _is_exempt(self, name: str) -> bool:
-        """Whether the papers' recipes give the parameter no weight decay."""
+        """Whether the recipes of the papers use no weight decay for the parameter."""
         return len(self._shapes[name]) <= 1 or name.endswith(('.bias', '.grn.weight'))
 
     def _log(self, groups: list[dict], num_layers: int) -> None:
-        """Logs one line a group."""
+        """Logs one line per group."""
         lines = ['group       lr scale          lr      wd  tensors   parameters']
         for group in groups:
             layer = group['layer_id']

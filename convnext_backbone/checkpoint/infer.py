@@ -1,0 +1,70 @@
+"""Inferring an architecture from the tensors of a checkpoint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..arch import Arch
+from .formats import NATIVE
+from .names import parse_name
+from .sources import Source, read_checkpoint
+from .translate import translate
+
+# Vectors with one number per channel.
+_VECTORS = (('dwconv', 'bias'), ('norm', 'weight'), ('norm', 'bias'), ('pwconv2', 'bias'))
+
+
+def infer_arch(source: Source) -> dict:
+    """Infers from a checkpoint which model it belongs to.
+
+    Args:
+        source: As in :func:`convnext_backbone.load_checkpoint`.
+
+    Returns:
+        ``dict(arch=..., use_grn=..., layer_scale_init_value=...)``, arguments of
+        :class:`convnext_backbone.ConvNextBackbone`: ``arch`` is a name, or a dict of depths and
+        hidden sizes if they are not those of a known model; ``layer_scale_init_value`` is None if
+        the blocks have no layer scale.
+
+    Raises:
+        ValueError: As :func:`convnext_backbone.load_checkpoint`, or if blocks or stages are missing
+            in between.
+        FileNotFoundError, TypeError, ImportError, OSError: As
+            :func:`convnext_backbone.load_checkpoint`.
+    """
+    checkpoint = read_checkpoint(source)
+    arch = read_arch(translate(checkpoint).tensors)
+    if not all(arch.depths + arch.hidden_sizes):
+        raise ValueError(
+            f'{checkpoint.source} is damaged: its stages, in order, have the depths {arch.depths} '
+            f'and the widths {arch.hidden_sizes}'
+        )
+    return arch.arguments
+
+
+def read_arch(tensors: Mapping[str, Tensor]) -> Arch:
+    """Reads the architecture from tensors with native names.
+
+    The width of a stage is that of most of its norms and biases, as some may be damaged.
+    """
+    depths: Counter[int] = Counter()
+    widths: dict[int, Counter[int]] = {}
+    parts = set()
+    for native, tensor in tensors.items():
+        name = parse_name(native, NATIVE)
+        if name is None or name.stage is None or name.block is None:
+            continue
+        depths[name.stage] = max(depths[name.stage], name.block + 1)
+        parts.add(name.part)
+        if (name.part, name.leaf) in _VECTORS:
+            widths.setdefault(name.stage, Counter())[tensor.numel()] += 1
+    stages = range(max(depths, default=-1) + 1)
+    return Arch(
+        depths=tuple(depths[i] for i in stages),
+        hidden_sizes=tuple(widths[i].most_common(1)[0][0] if i in widths else 0 for i in stages),
+        use_grn='grn_weight' in parts,
+        has_layer_scale='layer_scale' in parts,
+    )

@@ -1,0 +1,49 @@
+"""How checkpoints enter a model through torch and mmengine: state dicts and ``init_cfg``."""
+
+from __future__ import annotations
+
+from mmengine.model import BaseModule, PretrainedInit, update_init_info
+from torch import nn
+
+from .audit import Target
+from .loading import adopt_state_dict, load_checkpoint
+
+
+class AnyPretrainedInit(PretrainedInit):
+    """mmengine's ``Pretrained`` initialisation, which reads with :func:`load_checkpoint`."""
+
+    def __call__(self, module: nn.Module) -> None:
+        load_checkpoint(module, self.checkpoint, prefix=self.prefix)
+        update_init_info(module, init_info=self._get_init_info())
+
+
+class LoadsAnyCheckpoint(BaseModule):
+    """A module that loads any known checkpoint, through ``init_cfg`` and as a state dict."""
+
+    def checkpoint_target(self) -> Target:
+        """Returns what the loading of checkpoints needs to know about the model."""
+        raise NotImplementedError(f'{type(self).__name__} has no checkpoint_target()')
+
+    def init_weights(self) -> None:
+        """Initialises the module as ``init_cfg`` says, with ``Pretrained`` entries last.
+
+        Raises:
+            ValueError, FileNotFoundError, TypeError, ImportError, OSError: As
+                :func:`convnext_backbone.load_checkpoint`, for ``Pretrained`` entries.
+        """
+        init_cfg = self.init_cfg
+        entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+        kinds = ('Pretrained', PretrainedInit)
+        self.init_cfg = [entry for entry in entries if entry['type'] not in kinds]
+        self.init_cfg += [
+            {**entry, 'type': AnyPretrainedInit} for entry in entries if entry['type'] in kinds
+        ]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        """Renames foreign names and refuses what does not fit, before anything is copied."""
+        adopt_state_dict(self.checkpoint_target(), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,6 @@
+"""What mmengine's runner needs to train the models: learning-rate decay and the FSDP policy."""
+
+from .fsdp import convnext_auto_wrap_policy
+from .lr_decay import ConvNextLayerDecayOptimWrapperConstructor
+
+__all__ = ['ConvNextLayerDecayOptimWrapperConstructor', 'convnext_auto_wrap_policy']

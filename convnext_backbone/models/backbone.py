@@ -1,0 +1,172 @@
+"""The backbone: feature maps of several stages for necks and heads of OpenMMLab models."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..arch import resolve_arch
+from .base import ConvNextBase
+from .norms import ConvNextLayerNorm
+from .out_features import resolve_out_features
+
+
+@dataclass
+class ConvNextBackboneOutput:
+    """The output of :class:`ConvNextBackbone` with ``return_dict=True``.
+
+    Attributes:
+        feature_maps: The normalised feature maps of ``out_features``, each ``(N, C, H, W)``.
+        hidden_states: The outputs of the stem and of every built stage before the norms, or None
+            if not requested.
+    """
+
+    feature_maps: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@MODELS.register_module()
+class ConvNextBackbone(ConvNextBase):
+    """ConvNeXt or ConvNeXt V2 as a feature extractor.
+
+    Each feature map has its own channels-first norm and is contiguous in NCHW. Stages deeper than
+    the deepest requested one are not built. The names in the state dict are those of Hugging Face's
+    ``ConvNextBackbone`` and ``ConvNextV2Backbone``. Stages and norms in a checkpoint that this
+    backbone does not have are ignored.
+
+    Args:
+        arch: As in :class:`ConvNextBase`. Default: ``'tiny'``.
+        out_features: Names of the feature maps to return, from ``stage_names``, in order.
+        out_indices: The same by index: 0 is stage1, negative indices count from the last stage. If
+            neither is given, the last stage is returned; if both are given, they must agree.
+        frozen_stages: -1 freezes nothing (default), 0 the stem, k the stem and the first k stages:
+            they get no gradients and stay in eval mode. The norms of the feature maps stay
+            trainable.
+        **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
+            ``patch_size``, ``hidden_act``, ``use_grn``, ``drop_path_rate``,
+            ``layer_scale_init_value``, ``with_cp``, ``adapt_stem``, ``fused``, ``init_cfg``.
+
+    Attributes:
+        stage_names: ``('stem', 'stage1', ..., 'stageN')`` of the architecture.
+        num_features: Number of channels of each of ``stage_names``.
+        out_features: Names of the returned feature maps.
+        out_indices: Their indices, 0 for stage1; the stem has no index.
+        channels: Number of channels of each returned feature map: a neck's ``in_channels``.
+        strides: Stride of each returned feature map in pixels.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message says what is.
+        TypeError: If an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        out_features: Sequence[str] | None = None,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        **base_args,
+    ) -> None:
+        stage_names = resolve_arch(arch).stage_names
+        names = resolve_out_features(stage_names, out_features, out_indices)
+        picks = [stage_names.index(name) for name in names]
+        if frozen_stages not in range(-1, len(stage_names)):
+            raise ValueError(
+                f'frozen_stages must lie between -1 (nothing) and {len(stage_names) - 1} (the stem '
+                f'and all stages), got {frozen_stages!r}'
+            )
+        super().__init__(arch, num_stages=picks[-1], **base_args)
+        self.stage_names, self.out_features = stage_names, names
+        self.frozen_stages = frozen_stages
+        self.num_features = [self.arch.hidden_sizes[0], *self.arch.hidden_sizes]
+        self.out_indices = tuple(i - 1 for i in picks if i > 0)
+        self.channels = [self.num_features[i] for i in picks]
+        self.strides = [self.patch_size * 2 ** max(i - 1, 0) for i in picks]
+        self.hidden_states_norms = nn.ModuleDict(
+            {
+                name: ConvNextLayerNorm(
+                    channels,
+                    data_format='channels_first',
+                    contiguous=True,
+                    fused=base_args.get('fused'),
+                )
+                for name, channels in zip(names, self.channels, strict=True)
+            }
+        )
+        self._freeze_stages()
+
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, return_dict: bool = False
+    ) -> tuple[Tensor, ...] | ConvNextBackboneOutput:
+        """Computes the feature maps of ``out_features``.
+
+        Args:
+            pixel_values: Normalised images of shape ``(N, num_channels, H, W)`` with H and W of at
+                least the largest of ``strides``; N may be 0.
+            output_hidden_states: Whether to return the hidden states, too; this needs
+                ``return_dict=True``. Default: False.
+            return_dict: Whether to return a :class:`ConvNextBackboneOutput`. Default: False.
+
+        Returns:
+            A tuple of feature maps in stage order, each ``(N, channels[i], H // strides[i],
+            W // strides[i])``, or the same in a :class:`ConvNextBackboneOutput`.
+
+        Raises:
+            ValueError: As :meth:`ConvNextBase.extract_hidden_states`, or if hidden states are
+                requested without ``return_dict=True``.
+            TypeError: As :meth:`ConvNextBase.extract_hidden_states`.
+        """
+        if output_hidden_states and not return_dict:
+            raise ValueError('output_hidden_states=True needs return_dict=True to return them')
+        hidden_states = self.extract_hidden_states(pixel_values)
+        # The norms make the maps contiguous: mmcv's RoIAlign reads the memory of any map as NCHW.
+        feature_maps = tuple(
+            self.hidden_states_norms[name](hidden_state)
+            for name, hidden_state in zip(self.stage_names, hidden_states, strict=False)
+            if name in self.out_features
+        )
+        if not return_dict:
+            return feature_maps
+        if not output_hidden_states:
+            return ConvNextBackboneOutput(feature_maps)
+        return ConvNextBackboneOutput(feature_maps, tuple(h.contiguous() for h in hidden_states))
+
+    def train(self, mode: bool = True) -> ConvNextBackbone:
+        """Sets the training mode; frozen stages stay in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in (self.embeddings, *self.encoder.stages[: self.frozen_stages]):
+            module.eval().requires_grad_(False)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> ConvNextBackbone:
+        """Warns if the model is moved to channels_last."""
+        was_channels_last = self._is_channels_last()
+        super()._apply(fn, recurse)
+        if self._is_channels_last() and not was_channels_last:
+            warnings.warn(
+                'ConvNextBackbone was moved to channels_last. Its feature maps are still '
+                'contiguous in NCHW, so this is safe if the backbone was moved alone: '
+                'model.backbone.to(memory_format=torch.channels_last). If the neck was moved, too, '
+                "its maps are channels_last, and mmcv's RoIAlign reads those wrongly without an "
+                'error: losses fall, AP stays 0.',
+                stacklevel=2,
+            )
+        return self
+
+    def _is_channels_last(self) -> bool:
+        return any(
+            p.ndim == 4
+            and p.is_contiguous(memory_format=torch.channels_last)
+            and not p.is_contiguous()
+            for p in self.parameters()
+        )

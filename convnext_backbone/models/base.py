@@ -1,0 +1,145 @@
+"""What the backbone and the pooled model have in common: stem, encoder, checks, initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..arch import resolve_arch
+from ..checkpoint import LoadsAnyCheckpoint, Target
+from .blocks import ConvNextEmbeddings
+from .encoder import ConvNextEncoder
+
+
+class ConvNextBase(LoadsAnyCheckpoint):
+    """Stem and stages of ConvNeXt or ConvNeXt V2, the base class of the models.
+
+    The names in the state dict are those of Hugging Face's models. Checkpoints load in any naming
+    of :data:`convnext_backbone.checkpoint.formats.FORMATS`, completely or not at all.
+
+    Args:
+        arch: A name of :data:`convnext_backbone.arch.ARCHS` (``'atto'`` ... ``'xlarge'``,
+            ``'v2-atto'`` ... ``'v2-huge'``) or ``dict(depths=..., hidden_sizes=...)``.
+            Default: ``'tiny'``.
+        num_channels: Number of image channels. Default: 3.
+        patch_size: Stride of the stem in pixels. Default: 4.
+        hidden_act: One of ``gelu`` (default), ``gelu_new``, ``relu``, ``silu``.
+        use_grn: Whether the blocks are ConvNeXt V2 blocks, with global response normalisation
+            instead of layer scale. Default: None, which follows ``arch``.
+        drop_path_rate: Stochastic depth rate of the last block; the rates of all blocks increase
+            linearly from 0. Default: 0.
+        layer_scale_init_value: Initial value of the layer scale. With 0 or None there is no layer
+            scale; V2 blocks never have one. Default: 1e-6.
+        with_cp: Whether each block recomputes its activations in the backward pass instead of
+            keeping them (gradient checkpointing). Default: False.
+        adapt_stem: Whether a checkpoint for RGB images may be loaded with another ``num_channels``:
+            the stem's weights are summed for one channel, and tiled and scaled by
+            3 / num_channels for more. Default: False, which makes it an error.
+        fused: True runs blocks and norms as fused functions where possible, False always runs
+            their modules (for gradients of gradients, debugging and comparisons). Default: None,
+            which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is
+            not set).
+        num_stages: Number of stages to build, from the first one. Default: None, all.
+        init_cfg: As everywhere in mmengine; ``dict(type='Pretrained', checkpoint=..., prefix=...)``
+            accepts every source of :func:`convnext_backbone.load_checkpoint`. Default: None, the
+            initialisation of the paper: convolutions and linear layers from a truncated normal
+            distribution with standard deviation 0.02, biases 0, norms 1.
+
+    Attributes:
+        arch: The :class:`convnext_backbone.arch.Arch`.
+        patch_size: Stride of the stem in pixels.
+        stride: Stride of the deepest stage in pixels. Images must not be smaller.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message says what is.
+        TypeError: If an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        num_channels: int = 3,
+        patch_size: int = 4,
+        hidden_act: str = 'gelu',
+        use_grn: bool | None = None,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        with_cp: bool = False,
+        adapt_stem: bool = False,
+        fused: bool | None = None,
+        num_stages: int | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.arch = resolve_arch(arch, use_grn, has_layer_scale=bool(layer_scale_init_value))
+        self.patch_size = patch_size
+        self.adapt_stem = adapt_stem
+        self.embeddings = ConvNextEmbeddings(
+            num_channels, self.arch.hidden_sizes[0], patch_size, fused=fused
+        )
+        self.encoder = ConvNextEncoder(
+            self.arch.depths,
+            self.arch.hidden_sizes,
+            drop_path_rate=drop_path_rate,
+            num_stages=num_stages,
+            hidden_act=hidden_act,
+            use_grn=self.arch.use_grn,
+            layer_scale_init_value=layer_scale_init_value if self.arch.has_layer_scale else None,
+            with_cp=with_cp,
+            fused=fused,
+        )
+        self.stride = patch_size * 2 ** max(len(self.encoder.stages) - 1, 0)
+        self.apply(initialize)
+
+    def extract_hidden_states(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Checks the images and returns the outputs of the stem and of every built stage.
+
+        Args:
+            pixel_values: Normalised images of shape ``(N, num_channels, H, W)`` with H and W of at
+                least ``stride``; N may be 0.
+
+        Raises:
+            ValueError: If the images do not have four dimensions, have another number of channels
+                or are too small.
+            TypeError: If the images are not a floating-point tensor.
+        """
+        deepest = self.arch.stage_names[len(self.encoder.stages)]
+        _check_images(pixel_values, self.stride, deepest)
+        return self.encoder(self.embeddings(pixel_values), output_hidden_states=True)
+
+    def checkpoint_target(self) -> Target:
+        """Returns what the loading of checkpoints needs to know about the model."""
+        return Target(
+            name=type(self).__name__,
+            arch=self.arch,
+            tensors=self.state_dict(),
+            adapt_stem=self.adapt_stem,
+        )
+
+
+def initialize(module: nn.Module) -> None:
+    """Initialises a module as the official code does. Norms, GRN and layer scale stay as built."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _check_images(pixel_values: Tensor, smallest: int, deepest: str) -> None:
+    if not isinstance(pixel_values, Tensor):
+        raise TypeError(f'the images must be a tensor, got {type(pixel_values).__name__}')
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f'the images must be a 4-D tensor (N, C, H, W), got shape {tuple(pixel_values.shape)}'
+        )
+    if not pixel_values.is_floating_point():
+        raise TypeError(
+            f'the images must be floating point, got {pixel_values.dtype}: '
+            'convert and normalise them first'
+        )
+    height, width = pixel_values.shape[2:]
+    if min(height, width) < smallest:
+        raise ValueError(
+            f'images of {height}x{width} are too small for {deepest}, whose stride is {smallest}: '
+            f'the smallest size that works is {smallest}x{smallest}'
+        )

@@ -1,0 +1,236 @@
+"""The building blocks of ConvNeXt (Liu et al. 2022) and ConvNeXt V2 (Woo et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..ops import BlockParameters, BlockSettings, fused_block, kernels_title
+from .drop_path import ConvNextDropPath
+from .fusion import (
+    is_traced,
+    log_once,
+    obstacle_in_modules,
+    obstacle_in_switch,
+    obstacle_in_tensors,
+    product_dtype,
+)
+from .norms import ConvNextGRN, ConvNextLayerNorm
+
+# The activations of Hugging Face's ConvNeXt models, by their names there.
+ACTIVATIONS = {
+    'gelu': nn.GELU,
+    'gelu_new': lambda: nn.GELU(approximate='tanh'),
+    'relu': nn.ReLU,
+    'silu': nn.SiLU,
+}
+
+# The dtypes of a fused block's tensors: one of them for all, or the last two mixed under autocast.
+FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+class ConvNextEmbeddings(nn.Module):
+    """The stem: a convolution embeds non-overlapping patches, then a norm follows.
+
+    Args:
+        num_channels: Number of image channels. Default: 3.
+        hidden_size: Number of channels of the embedding, C. Default: 96.
+        patch_size: Side of a patch in pixels, P. Default: 4.
+        fused: As in :class:`ConvNextLayerNorm`. Default: None.
+
+    Shape:
+        Input: ``(N, num_channels, H, W)``; output: ``(N, C, H // P, W // P)``.
+    """
+
+    def __init__(
+        self,
+        num_channels: int = 3,
+        hidden_size: int = 96,
+        patch_size: int = 4,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.patch_embeddings = nn.Conv2d(
+            num_channels, hidden_size, kernel_size=patch_size, stride=patch_size
+        )
+        self.layernorm = ConvNextLayerNorm(hidden_size, data_format='channels_first', fused=fused)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Embeds a batch of images.
+
+        Raises:
+            ValueError: If the number of image channels is not ``num_channels``.
+        """
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f'the images have {pixel_values.shape[1]} channels, but the stem was built for '
+                f'{self.num_channels}: pass num_channels={pixel_values.shape[1]} to the backbone, '
+                'or images of shape (N, C, H, W) with the number of channels that it expects'
+            )
+        images = pixel_values.contiguous(memory_format=torch.channels_last)
+        return self.layernorm(self.patch_embeddings(images))
+
+
+class ConvNextLayer(nn.Module):
+    """One block: depthwise 7x7, norm, inverted bottleneck, layer scale, drop path, residual.
+
+    With ``use_grn``, a global response normalisation follows the activation (ConvNeXt V2). The
+    block runs as one fused function wherever that gives the same result; otherwise its modules
+    run. The first time that either happens in a process, one line of the log says so, and why.
+
+    Args:
+        dim: Number of channels, C.
+        drop_path: Probability of dropping the residual branch of a sample. Default: 0.
+        hidden_act: One of ``gelu`` (default), ``gelu_new``, ``relu``, ``silu``.
+        use_grn: Whether the bottleneck contains a :class:`ConvNextGRN`. Default: False.
+        layer_scale_init_value: Initial value of the learned per-channel scale of the branch; with 0
+            or None there is no such parameter. Default: 1e-6.
+        with_cp: Whether the backward pass recomputes activations instead of keeping them (gradient
+            checkpointing). Default: False.
+        fused: True runs the block fused where possible, False always runs its modules. Default:
+            None, which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if
+            it is not set).
+
+    Shape:
+        Input and output: ``(N, C, H, W)``. The fused block returns channels_last memory.
+
+    Raises:
+        ValueError: If ``hidden_act`` is unknown.
+    """
+
+    # The types that the inner modules must have for the block to run fused.
+    FUSED_TYPES: ClassVar = {
+        'dwconv': (nn.Conv2d,),
+        'layernorm': (ConvNextLayerNorm,),
+        'pwconv1': (nn.Linear,),
+        'act': (nn.GELU,),
+        'grn': (nn.Identity, ConvNextGRN),
+        'pwconv2': (nn.Linear,),
+        'drop_path': (ConvNextDropPath,),
+    }
+
+    def __init__(
+        self,
+        dim: int,
+        drop_path: float = 0.0,
+        hidden_act: str = 'gelu',
+        use_grn: bool = False,
+        layer_scale_init_value: float | None = 1e-6,
+        with_cp: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden_act not in ACTIVATIONS:
+            raise ValueError(f'hidden_act must be one of {list(ACTIVATIONS)}, got {hidden_act!r}')
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.layernorm = ConvNextLayerNorm(dim)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.act = ACTIVATIONS[hidden_act]()
+        self.grn = ConvNextGRN(4 * dim) if use_grn else nn.Identity()
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        if layer_scale_init_value:
+            self.layer_scale_parameter = nn.Parameter(torch.full((dim,), layer_scale_init_value))
+        else:
+            self.register_parameter('layer_scale_parameter', None)
+        self.drop_path = ConvNextDropPath(drop_path)
+        self.with_cp = with_cp
+        self.fused = fused
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not is_traced():
+            obstacle = self._obstacle_to_fusion(hidden_states)
+            if obstacle is None:
+                return self._run_fused(hidden_states)
+            log_once(f'ConvNeXt blocks run module by module: {obstacle}')
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(self.run_modules, hidden_states, use_reentrant=False)
+        return self.run_modules(hidden_states)
+
+    def run_modules(self, hidden_states: Tensor) -> Tensor:
+        """Runs the block module by module. The fused function gives the same in less memory."""
+        branch = self.dwconv(hidden_states).permute(0, 2, 3, 1)
+        branch = self.layernorm(branch)
+        branch = self.grn(self.act(self.pwconv1(branch)))
+        branch = self.pwconv2(branch)
+        if self.layer_scale_parameter is not None:
+            branch = branch * self.layer_scale_parameter
+        return hidden_states + self.drop_path(branch.permute(0, 3, 1, 2))
+
+    def _run_fused(self, hidden_states: Tensor) -> Tensor:
+        features = hidden_states.permute(0, 2, 3, 1).contiguous()
+        settings = self._fused_settings(hidden_states)
+        log_once(f'ConvNeXt blocks run fused, {kernels_title(features, settings.dtype)}')
+        keep = self.drop_path.factors(hidden_states)
+        output = fused_block(features, keep, settings, self._fused_parameters())
+        return output.permute(0, 3, 1, 2)
+
+    def _fused_settings(self, hidden_states: Tensor) -> BlockSettings:
+        dtype = product_dtype(hidden_states)
+        output_dtype = torch.promote_types(hidden_states.dtype, dtype)
+        if self.layer_scale_parameter is not None:
+            output_dtype = torch.promote_types(output_dtype, self.layer_scale_parameter.dtype)
+        return BlockSettings(
+            dtype=dtype,
+            output_dtype=output_dtype,
+            norm_eps=self.layernorm.eps,
+            grn_eps=getattr(self.grn, 'eps', 0.0),
+            lean=self.with_cp,
+        )
+
+    def _fused_parameters(self) -> BlockParameters:
+        return BlockParameters(
+            depthwise_weight=self.dwconv.weight,
+            depthwise_bias=self.dwconv.bias,
+            norm_weight=self.layernorm.weight,
+            norm_bias=self.layernorm.bias,
+            weight1=self.pwconv1.weight,
+            bias1=self.pwconv1.bias,
+            weight2=self.pwconv2.weight,
+            bias2=self.pwconv2.bias,
+            layer_scale=self.layer_scale_parameter,
+            grn_weight=getattr(self.grn, 'weight', None),
+            grn_bias=getattr(self.grn, 'bias', None),
+        )
+
+    def _obstacle_to_fusion(self, hidden_states: Tensor) -> str | None:
+        """Returns why the modules must run, or None if the fused function gives the same."""
+        obstacle = obstacle_in_switch(self.fused) or self._obstacle_in_modules()
+        if obstacle is not None:
+            return obstacle
+        parameters = self._fused_parameters()
+        tensors = [hidden_states, *(t for t in parameters if t is not None)]
+        return (
+            parameters.misfit(hidden_states.shape[1])
+            or obstacle_in_tensors(tensors)
+            or self._obstacle_in_dtypes(tensors)
+        )
+
+    def _obstacle_in_modules(self) -> str | None:
+        if type(self).run_modules is not ConvNextLayer.run_modules or 'run_modules' in vars(self):
+            return f'{type(self).__name__} has a run_modules of its own'
+        obstacle = obstacle_in_modules(self, self.FUSED_TYPES)
+        if obstacle is not None:
+            return obstacle
+        if self.act.approximate != 'none':
+            return f'their activation is {self.act}'
+        conv = self.dwconv
+        geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode
+        if geometry != ((7, 7), (1, 1), (3, 3), (1, 1), 'zeros') or conv.groups != conv.in_channels:
+            return f'their dwconv is {conv}'
+        return None
+
+    @staticmethod
+    def _obstacle_in_dtypes(tensors: list[Tensor]) -> str | None:
+        dtype, dtypes = product_dtype(tensors[0]), {t.dtype for t in tensors}
+        autocast = torch.is_autocast_enabled(tensors[0].device.type)
+        allowed = FUSED_DTYPES[1:] if autocast else (dtype,)
+        if dtype in FUSED_DTYPES and dtypes.issubset(allowed):
+            return None
+        return (
+            f'they hold {", ".join(sorted(map(str, dtypes)))} and compute in {dtype}, not all in '
+            'one of float64, float32 and bfloat16'
+        )

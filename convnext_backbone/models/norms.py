@@ -1,0 +1,116 @@
+"""The normalisations of ConvNeXt: LayerNorm of the channels, and response normalisation in V2."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import fused_norm, have_compiled_kernels
+from .fusion import is_traced, obstacle_in_switch, obstacle_in_tensors
+
+DATA_FORMATS = ('channels_last', 'channels_first')
+
+
+class ConvNextLayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channel axis, in both data formats.
+
+    Half-precision inputs are normalised in float32; the output has the dtype of the input.
+
+    Args:
+        normalized_shape: Number of channels C.
+        eps: Added to the variance. Default: 1e-6.
+        data_format: ``'channels_last'`` for inputs of shape ``(N, ..., C)`` (default) or
+            ``'channels_first'`` for ``(N, C, ...)``.
+        contiguous: Whether channels-first outputs are always contiguous, whatever the memory
+            format of the input is. Default: False.
+        fused: Whether channels-first inputs may be normalised by the compiled kernels. Default:
+            None, which follows the environment variable ``CONVNEXT_FUSED``.
+
+    Raises:
+        ValueError: If ``data_format`` is neither of the two.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int,
+        eps: float = 1e-6,
+        data_format: str = 'channels_last',
+        contiguous: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if data_format not in DATA_FORMATS:
+            raise ValueError(f'data_format must be one of {DATA_FORMATS}, got {data_format!r}')
+        super().__init__(normalized_shape, eps=eps)
+        self.data_format = data_format
+        self.contiguous = contiguous
+        self.fused = fused
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.data_format == 'channels_last':
+            return self.normalize(features)
+        if self._can_be_fused(features):
+            channels_last = features.permute(0, 2, 3, 1)
+            normed = fused_norm(channels_last, self.weight, self.bias, self.eps, self.contiguous)
+            return normed if self.contiguous else normed.permute(0, 3, 1, 2)
+        normed = self.normalize(features.permute(0, *range(2, features.ndim), 1))
+        normed = normed.permute(0, -1, *range(1, features.ndim - 1))
+        return normed.contiguous() if self.contiguous else normed
+
+    def normalize(self, features: Tensor) -> Tensor:
+        """Normalises the last axis."""
+        dtype = _statistics_dtype(features)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        normalized = F.layer_norm(features.to(dtype), self.normalized_shape, weight, bias, self.eps)
+        return normalized.to(features.dtype)
+
+    def extra_repr(self) -> str:
+        text = f'{super().extra_repr()}, data_format={self.data_format!r}'
+        return f'{text}, contiguous=True' if self.contiguous else text
+
+    def _can_be_fused(self, features: Tensor) -> bool:
+        """Whether the compiled kernels are there and give what :meth:`normalize` gives."""
+        return (
+            features.ndim == 4
+            and not is_traced()
+            and obstacle_in_switch(self.fused) is None
+            and type(self).normalize is ConvNextLayerNorm.normalize
+            and 'normalize' not in vars(self)
+            and self.weight.shape == self.bias.shape == features.shape[1:2]
+            and obstacle_in_tensors([features, self.weight, self.bias]) is None
+            and have_compiled_kernels(features.permute(0, 2, 3, 1), self.weight.dtype)
+        )
+
+
+class ConvNextGRN(nn.Module):
+    """Global response normalisation (ConvNeXt V2, section 4 and algorithm 1).
+
+    Each channel is rescaled by its spatial L2 norm relative to the mean norm of all channels:
+    ``weight * (x * n) + bias + x`` with ``n = ||x||_hw / mean_c(||x||_hw)``. Both parameters start
+    at zero, so a new layer is an identity.
+
+    Args:
+        dim: Number of channels.
+
+    Shape:
+        Input and output: ``(N, H, W, dim)``.
+    """
+
+    eps = 1e-6
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.bias = nn.Parameter(torch.zeros(1, 1, 1, dim))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        # A sum of squares over a whole feature map overflows half precision.
+        dtype = _statistics_dtype(hidden_states)
+        norm = torch.linalg.vector_norm(hidden_states, dim=(1, 2), keepdim=True, dtype=dtype)
+        response = (norm / (norm.mean(dim=-1, keepdim=True) + self.eps)).to(hidden_states.dtype)
+        return self.weight * (hidden_states * response) + self.bias + hidden_states
+
+
+def _statistics_dtype(features: Tensor) -> torch.dtype:
+    """Statistics of half-precision tensors are computed in float32, others in their own dtype."""
+    return torch.promote_types(features.dtype, torch.float32)
