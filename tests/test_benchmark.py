@@ -35,8 +35,9 @@ def test_product_limit_counts_the_products_of_a_step(monkeypatch):
 @pytest.mark.parametrize('mode', ['inference', 'train'])
 def test_command_line(tmp_path, mode):
     output = run_tool(
-        'benchmark.py', '--arch', 'atto', '--size', 64, 96, '--dtype', 'bf16', '--mode', mode,
-        '--repeats', 2, '--json', 'figures.json', '--plot', 'figure.png', cwd=tmp_path,
+        'analysis_tools/benchmark.py', '--arch', 'atto', '--size', 64, 96, '--dtype', 'bf16',
+        '--mode', mode, '--repeats', 2, '--json', 'figures.json', '--plot', 'figure.png',
+        cwd=tmp_path,
     )  # fmt: skip
     figures = json.loads((tmp_path / 'figures.json').read_text())
     assert figures['case']['size'] == [64, 96]
@@ -76,4 +77,4 @@ def test_growth_is_the_exponent():
 
 def test_unknown_peers_are_refused(tmp_path):
     with pytest.raises(AssertionError, match='--peers takes hf, timm, torchvision, not paddle'):
-        run_tool('benchmark.py', '--peers', 'hf,paddle', cwd=tmp_path)
+        run_tool('analysis_tools/benchmark.py', '--peers', 'hf,paddle', cwd=tmp_path)

@@ -13,6 +13,8 @@ from convnext_backbone import ConvNextBackbone, load_checkpoint
 from convnext_backbone.checkpoint import export, read_checkpoint, translate
 from convnext_backbone.checkpoint.containers import unwrap
 
+TOOL = 'model_converters/checkpoint.py'
+
 
 def same(one, other) -> bool:
     return one.keys() == other.keys() and all(
@@ -23,7 +25,7 @@ def same(one, other) -> bool:
 def test_inspect_prints_what_a_checkpoint_is(tmp_path):
     state_dict = ConvNextBackbone('v2-atto').half().state_dict()
     torch.save(dict(state_dict={f'module.{k}': v for k, v in state_dict.items()}), tmp_path / 'x')
-    output = run_tool('checkpoint.py', 'inspect', 'x', cwd=tmp_path)
+    output = run_tool(TOOL, 'inspect', 'x', cwd=tmp_path)
     for words in (
         'hf: Hugging Face ConvNext',
         "torch file, key 'state_dict'",
@@ -41,9 +43,7 @@ def test_inspect_prints_what_a_checkpoint_is(tmp_path):
 def test_convert_writes_by_the_suffix(tmp_path, out):
     hf = make_reference(2).state_dict()
     save_file(mmpretrain(hf), tmp_path / 'in.safetensors')
-    output = run_tool(
-        'checkpoint.py', 'convert', 'in.safetensors', out, '--to', 'timm', cwd=tmp_path
-    )
+    output = run_tool(TOOL, 'convert', 'in.safetensors', out, '--to', 'timm', cwd=tmp_path)
     assert '(mmpretrain) written to' in output
     load = load_file if out.endswith('safetensors') else lambda p: torch.load(p, weights_only=True)
     assert same(load(tmp_path / out), timm(hf))
@@ -63,7 +63,7 @@ def test_bad_input_is_one_line_and_a_status(tmp_path, args):
     (tmp_path / 'text.pth').write_text('no checkpoint')
     torch.save(meta(make_reference().state_dict()), tmp_path / 'good.pth')
     result = subprocess.run(
-        [sys.executable, str(REPO / 'tools/checkpoint.py'), *args],
+        [sys.executable, str(REPO / 'tools' / TOOL), *args],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     """A folder with the generated shapes where the demo's config looks for them."""
     folder = tmp_path_factory.mktemp('run')
     args = ('--train', 320, '--val', 40, '--size', 64)
-    run_tool('make_shapes_folder.py', 'data/shapes_folder', *args, cwd=folder)
+    run_tool('dataset_converters/make_shapes_folder.py', 'data/shapes_folder', *args, cwd=folder)
     return folder
 
 
@@ -159,7 +159,7 @@ def test_classify_prints_the_right_classes(trained):
         next((folder / f'data/shapes_folder/val/{name}').glob('*.png'))
         for name in ('circle', 'square', 'triangle')
     ]
-    output = run_tool('classify.py', *images, '--checkpoint', 'run/epoch_10.pth', cwd=folder)
+    output = run_tool('demo/classify.py', *images, '--checkpoint', 'run/epoch_10.pth', cwd=folder)
     lines = output.splitlines()
     blocks = [lines[lines.index(str(image)) :][:4] for image in images]
     model = load_trained(folder)
@@ -174,7 +174,7 @@ def test_classify_prints_the_right_classes(trained):
         ]
         assert rows == expected
     output = run_tool(
-        *('classify.py', images[0], '--checkpoint', 'run/epoch_10.pth'),
+        *('demo/classify.py', images[0], '--checkpoint', 'run/epoch_10.pth'),
         *('--config', DEMO, '--topk', 1),
         cwd=folder,
     )
@@ -202,15 +202,17 @@ def test_classify_refuses_in_one_line(trained, args, message):
     (folder / 'alone').mkdir(exist_ok=True)
     (folder / 'alone/file.pth').write_text('no checkpoint')
     with pytest.raises(AssertionError, match=re.escape(message)) as caught:
-        run_tool('classify.py', *args, cwd=folder)
+        run_tool('demo/classify.py', *args, cwd=folder)
     assert 'Traceback' not in str(caught.value)
 
 
 def test_transfer_compares_two_starts(trained):
     folder, _ = trained
-    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 8, '--val', 2, cwd=folder)
+    images = ('--train', 8, '--val', 2)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
     output = run_tool(
-        *('transfer.py', 'run/epoch_10.pth', '--seeds', 1, '--epochs', 1, '--work-dir', 'transfer'),
+        *('analysis_tools/transfer.py', 'run/epoch_10.pth', '--work-dir', 'transfer'),
+        *('--seeds', 1, '--epochs', 1),
         cwd=folder,
     )
     assert output.count('ConvNextBackbone: loaded 124 tensors') == 1

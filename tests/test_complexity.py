@@ -213,7 +213,9 @@ def test_what_cannot_be_counted_is_an_error():
 
 def test_tool_prints_what_it_measures(tmp_path):
     path = 'demo/convnext-atto_shapes.py'
-    output = run_tool('complexity.py', REPO / 'configs' / path, '--shape', 128, 192, cwd=tmp_path)
+    output = run_tool(
+        'analysis_tools/complexity.py', REPO / 'configs' / path, '--shape', 128, 192, cwd=tmp_path
+    )
     found = measure(load(path), (128, 192))
     assert '128 x 192' in output
     assert f'{found["params"] / 1e6:.2f} M' in output

@@ -14,7 +14,8 @@ CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 
 def test_two_processes_train_a_backbone_cut_short(tmp_path, monkeypatch):
     """Under DDP, a parameter without gradient is an error: none may exist."""
-    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 16, '--val', 2, cwd=tmp_path)
+    images = ('--train', 16, '--val', 2)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=tmp_path)
     options = [
         'train_cfg.max_epochs=1',
         "model.backbone.out_features=('stage1','stage3')",

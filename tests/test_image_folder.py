@@ -256,7 +256,7 @@ def test_images_without_labels_are_packed_too():
 def test_generated_folder_holds_one_shape_an_image(tmp_path):
     args = ('--train', 20, '--val', 6, '--size', 64, '--seed', 5)
     for out in ('one', 'two'):
-        run_tool('make_shapes_folder.py', out, *args, cwd=tmp_path)
+        run_tool('dataset_converters/make_shapes_folder.py', out, *args, cwd=tmp_path)
     hues = {'circle': 2, 'square': 1, 'triangle': 0}  # BGR channel nearest to the class's hue
     for split, count in (('train', 20), ('val', 6)):
         dataset = ImageFolder(

@@ -26,7 +26,8 @@ def read_labels(path: Path) -> np.ndarray:
 def trained(tmp_path_factory):
     """Four epochs of 40 iterations of the demo, in the folder that holds its data."""
     folder = tmp_path_factory.mktemp('run')
-    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 160, '--val', 16, cwd=folder)
+    images = ('--train', 160, '--val', 16)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
     options = [f'train_cfg.max_epochs={EPOCHS}', f'param_scheduler.1.T_max={EPOCHS}']
     options += [f'train_cfg.val_interval={EPOCHS}', f'default_hooks.checkpoint.interval={EPOCHS}']
     output = run_tool(

@@ -8,6 +8,8 @@ import pytest
 from conftest import run_tool
 from pycocotools.coco import COCO
 
+GENERATOR = 'dataset_converters/make_shapes_dataset.py'
+ARGS = ('--train', 12, '--val', 5, '--size', 96)
 HUES = {'circle': 0, 'square': 120, 'triangle': 240}
 CORNERS = {'square': 4, 'triangle': 3}
 
@@ -15,9 +17,7 @@ CORNERS = {'square': 4, 'triangle': 3}
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
     out = tmp_path_factory.mktemp('shapes')
-    run_tool(
-        'make_shapes_dataset.py', out, '--train', 12, '--val', 5, '--size', 96, '--seed', 3, cwd=out
-    )
+    run_tool(GENERATOR, out, *ARGS, '--seed', 3, cwd=out)
     return out
 
 
@@ -74,9 +74,8 @@ def test_masks_fit_the_polygons(dataset, split):
 
 
 def test_the_same_arguments_give_the_same_files(dataset, tmp_path):
-    args = ('--train', 12, '--val', 5, '--size', 96)
     for seed in (3, 4):
-        run_tool('make_shapes_dataset.py', seed, *args, '--seed', seed, cwd=tmp_path)
+        run_tool(GENERATOR, seed, *ARGS, '--seed', seed, cwd=tmp_path)
     files = sorted(path.relative_to(dataset) for path in dataset.rglob('*.*'))
     assert len(files) == 2 * (12 + 5) + 2
     for path in files:
@@ -100,5 +99,5 @@ def test_the_splits_differ(dataset):
 )
 def test_bad_numbers_are_refused(args, message, tmp_path):
     with pytest.raises(AssertionError, match=message):
-        run_tool('make_shapes_dataset.py', 'out', *args, cwd=tmp_path)
+        run_tool(GENERATOR, 'out', *args, cwd=tmp_path)
     assert not (tmp_path / 'out').exists()

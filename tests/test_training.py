@@ -26,7 +26,8 @@ def average_precisions(text: str) -> list[str]:
 def trained(tmp_path_factory):
     """Three epochs of 40 iterations of the demo, in the folder that holds its data."""
     folder = tmp_path_factory.mktemp('run')
-    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 160, '--val', 16, cwd=folder)
+    images = ('--train', 160, '--val', 16)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
     options = ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3']
     options += ['default_hooks.checkpoint.interval=1']
     output = run_tool(

@@ -1,5 +1,5 @@
 # A small UPerNet that learns to segment generated shapes from scratch within minutes on two CPU
-# cores. The data comes from: python tools/make_shapes_dataset.py data/shapes
+# cores. The data comes from: python tools/dataset_converters/make_shapes_dataset.py data/shapes
 _base_ = [
     '../_base_/models/upernet_convnext.py',
     '../_base_/segmentation_runtime.py',

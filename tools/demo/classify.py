@@ -1,6 +1,6 @@
 """Prints the most probable classes of images.
 
-python tools/classify.py IMAGE... --checkpoint FILE [--config CONFIG] [--topk 5]
+python tools/demo/classify.py IMAGE... --checkpoint FILE [--config CONFIG] [--topk 5]
 
 FILE is a checkpoint of a classifier in any naming that the package knows. The model and the reading
 of images are those of a config: by default the one that tools/train.py left beside FILE.

@@ -1,6 +1,6 @@
 """Writes a dataset of coloured shapes: detection and segmentation tasks learned in minutes.
 
-    python tools/make_shapes_dataset.py OUT --train 200 --val 40 --size 128 --seed 0
+python tools/dataset_converters/make_shapes_dataset.py OUT --train 200 --val 40 --size 128 --seed 0
 
 Every image holds one to three circles, squares and triangles that do not overlap, each class near
 a hue of its own, on noisy grey ground. The layout of OUT is that of COCO: ``train/``, ``val/`` and

@@ -1,6 +1,6 @@
 """Writes an image folder of single coloured shapes: a classification task learned in minutes.
 
-    python tools/make_shapes_folder.py OUT --train 2000 --val 200 --size 128 --seed 0
+python tools/dataset_converters/make_shapes_folder.py OUT --train 2000 --val 200 --size 128 --seed 0
 
 The images are those of ``make_shapes_dataset.py`` with one shape each. The layout of OUT is
 ``train/CLASS/*.png`` and ``val/CLASS/*.png``. The same arguments give the same dataset.

@@ -1,6 +1,6 @@
 """Counts the parameters, FLOPs and activations of a config's model.
 
-    python tools/complexity.py CONFIG [CONFIG ...] [--shape H W]
+    python tools/analysis_tools/complexity.py CONFIG [CONFIG ...] [--shape H W]
 
 mmengine's counter counts, one multiply-add as one FLOP. The model is built on the meta device:
 nothing is computed, allocated or downloaded, and the largest detector takes seconds. Only a model

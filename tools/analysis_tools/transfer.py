@@ -1,7 +1,7 @@
 """Measures what a pre-trained classifier is worth to a detector that trains for a short time.
 
-    python tools/make_shapes_dataset.py data/shapes
-    python tools/transfer.py CHECKPOINT [--seeds 3] [--epochs 2] [--work-dir work_dirs/transfer]
+    python tools/dataset_converters/make_shapes_dataset.py data/shapes
+    python tools/analysis_tools/transfer.py CHECKPOINT [--seeds 3] [--epochs 2] [--work-dir DIR]
 
 Trains the demo's Mask R-CNN with every seed twice, from random weights and with the classifier's
 weights in its backbone, all else the same, and prints the validation mAP of each and their means.
@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
-CONFIG = Path(__file__).parents[1] / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
+CONFIG = Path(__file__).parents[2] / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 METRICS = {'box mAP': 'coco/bbox_mAP', 'mask mAP': 'coco/segm_mAP'}
 
 

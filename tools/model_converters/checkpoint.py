@@ -1,7 +1,7 @@
 """Shows what a ConvNeXt checkpoint holds, or writes it in other people's naming.
 
-python tools/checkpoint.py inspect FILE
-python tools/checkpoint.py convert FILE OUT --to {hf,meta,timm}
+python tools/model_converters/checkpoint.py inspect FILE
+python tools/model_converters/checkpoint.py convert FILE OUT --to {hf,meta,timm}
 
 FILE is all that init_cfg takes: a file, a Hugging Face folder, an http(s):// or hf:// address. OUT
 is written by safetensors if it ends in .safetensors, by torch otherwise.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the development environment in a virtual environment, from nothing to mmdet and mmseg with
-# working operators. Usage: tools/setup_env.sh VENV [STACK]
+# working operators. Usage: requirements/setup_env.sh VENV [STACK]
 # STACK is openmmlab (default) or onedl, whose mmcv is another package; the two cannot share a VENV.
 # PYTHON chooses the interpreter, default python3.11.
 set -euo pipefail

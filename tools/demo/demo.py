@@ -1,6 +1,6 @@
 """The whole way from nothing to a model that has learned, on generated shapes.
 
-    python tools/demo.py [detection|segmentation] [--work-dir DIR]
+    python tools/demo/demo.py [detection|segmentation] [--work-dir DIR]
 
 Generates the data, trains the demo's Mask R-CNN or UPerNet, evaluates its checkpoint with COCO's
 metrics or mIoU and draws its predictions. Exits with 1 when the model has not learned.
@@ -9,6 +9,7 @@ metrics or mIoU and draws its predictions. Exits with 1 when the model has not l
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from figures import draw_curve, draw_instances, draw_segments
-from make_shapes_dataset import make_shapes_dataset
 from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-CONFIGS = Path(__file__).parents[1] / 'configs/demo'
+REPO = Path(__file__).parents[2]
+CONFIGS = REPO / 'configs/demo'
+GENERATOR = REPO / 'tools/dataset_converters/make_shapes_dataset.py'
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,13 @@ TASKS = {
 }
 
 
+def generate(folder: str) -> None:
+    """Generates the data by its own script, as a user would."""
+    options = '--train 200 --val 40 --size 128 --seed 0'
+    print(f'Generating the shapes: {GENERATOR.name} {folder} {options}', flush=True)
+    subprocess.run([sys.executable, GENERATOR, folder, *options.split()], check=True)
+
+
 def print_results(task: Task, scores: dict[str, float], seconds: float) -> None:
     """Prints the scores, their bars and the training time in one table."""
     table = Table(title=f'{task.model}, generated shapes')
@@ -108,8 +117,7 @@ def main() -> None:
 
     cfg = Config.fromfile(CONFIGS / task.config)
     cfg.work_dir = args.work_dir or task.work_dir
-    print(f'Generating the shapes in {cfg.data_root}')
-    make_shapes_dataset(Path(cfg.data_root), train=200, val=40, size=128, seed=0)
+    generate(cfg.data_root)
 
     print(f'Training: about {task.minutes} min on 2 cores')
     runner = Runner.from_cfg(cfg)
