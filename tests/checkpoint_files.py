@@ -7,7 +7,7 @@ independent one. A writer takes the tensors of ``ConvNextBackbone`` or ``ConvNex
 from __future__ import annotations
 
 import torch
-from conftest import SMALL, randomize
+from helpers import SMALL, STAGES, randomize
 from torch import Tensor
 from transformers import (
     ConvNextBackbone,
@@ -16,8 +16,6 @@ from transformers import (
     ConvNextV2Config,
     PreTrainedModel,
 )
-
-STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 
 
 def make_reference(version: int = 1, map_norms: bool = False, seed: int = 0) -> PreTrainedModel:

@@ -8,6 +8,7 @@ import copy
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from helpers import SMALL
 from mmengine._strategy import FSDPStrategy
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
@@ -30,9 +31,7 @@ class Classifier(BaseModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = ConvNextBackbone(
-            dict(depths=[2, 1, 3, 1], hidden_sizes=[8, 16, 24, 32]), layer_scale_init_value=1.0
-        )
+        self.backbone = ConvNextBackbone(SMALL, layer_scale_init_value=1.0)
         self.head = nn.Linear(32, 3)
 
     def forward(self, inputs, labels, mode):

@@ -9,7 +9,7 @@ import measuring
 import numpy as np
 import pytest
 import torch
-from conftest import run_tool
+from helpers import run_tool
 from rich.console import Console
 from torch import nn
 

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from checkpoint_files import STAGES, make_reference, meta
-from conftest import SMALL
+from checkpoint_files import make_reference, meta
+from helpers import small_backbone
 from safetensors.torch import save_file
 
-from convnext_backbone import ConvNextBackbone, load_checkpoint
+from convnext_backbone import load_checkpoint
 
 
 class Command:
@@ -30,7 +30,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def assert_refused(source, error, match) -> None:
-    model = ConvNextBackbone(SMALL, out_features=STAGES)
+    model = small_backbone()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(error, match=match) as info:
         load_checkpoint(model, source)
@@ -131,7 +131,7 @@ def test_arguments_and_an_optimiser_beside_the_weights_do_no_harm(tmp_path):
     )
     for name, new in (('new.pth', True), ('old.pth', False)):
         torch.save(content, tmp_path / name, _use_new_zipfile_serialization=new)
-        model = ConvNextBackbone(SMALL)
+        model = small_backbone()
         report = load_checkpoint(model, tmp_path / name)
         assert report.container == "torch file, key 'model'"
         assert torch.equal(
@@ -142,7 +142,7 @@ def test_arguments_and_an_optimiser_beside_the_weights_do_no_harm(tmp_path):
 def test_a_folder_with_one_file_of_any_name_is_read(tmp_path):
     save_file(weights(), tmp_path / 'open_clip_model.safetensors')
     (tmp_path / 'README.md').write_text('x')
-    assert load_checkpoint(ConvNextBackbone(SMALL), tmp_path).container == 'safetensors'
+    assert load_checkpoint(small_backbone(), tmp_path).container == 'safetensors'
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from checkpoint_files import make_reference, meta, meta_detector, mmpretrain, timm, torchvision
-from conftest import REPO, SMALL, run_tool
+from helpers import REPO, run_tool, small_backbone
 from safetensors.torch import load_file, save_file
 
 from convnext_backbone import ConvNextBackbone, load_checkpoint
@@ -76,7 +76,7 @@ def test_bad_input_is_one_line_and_a_status(tmp_path, args):
 @pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('to', ['hf', 'meta', 'timm'])
 def test_there_and_back_is_an_identity(to, version):
-    model = ConvNextBackbone(SMALL, use_grn=version == 2, out_features=('stage2', 'stage4'))
+    model = small_backbone(use_grn=version == 2, out_features=('stage2', 'stage4'))
     native = model.state_dict()
     written, left = export(native, to)
     norms = [k for k in native if k.startswith('hidden_states_norms')]

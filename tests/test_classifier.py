@@ -3,7 +3,7 @@
 import pytest
 import torch
 from checkpoint_files import CASES, WRITERS
-from conftest import SMALL, randomize
+from helpers import SMALL, randomize, small_backbone
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from transformers import (
@@ -16,7 +16,6 @@ from transformers import ConvNextForImageClassification as HFConvNextForImageCla
 from transformers import ConvNextModel as HFConvNextModel
 
 from convnext_backbone import (
-    ConvNextBackbone,
     ConvNextForImageClassification,
     ConvNextModel,
     load_checkpoint,
@@ -317,9 +316,9 @@ def test_a_head_that_does_not_fit_leaves_the_model_alone():
 def test_a_classifier_plugs_under_a_backbone(tmp_path):
     model = randomize(ConvNextForImageClassification(SMALL, num_labels=5)).eval()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'classifier.pth')
-    backbone = ConvNextBackbone(
-        SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'classifier.pth'))
-    ).eval()
+    backbone = small_backbone(
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'classifier.pth'))
+    )
     backbone.init_weights()
     pixel_values = images()
     expected = model.convnext(pixel_values).last_hidden_state

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 from complexity import ConvolutionsInTrace, Inference, default_shape, measure, needs_numbers
-from conftest import REPO, run_tool
+from helpers import REPO, run_tool
 from mmdet.models import FPN
 from mmdet.structures import DetDataSample
 from mmengine.analysis import FlopAnalyzer

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPO, run_tool
+from helpers import REPO, run_tool
 
 from convnext_backbone import ConvNextStage, convnext_auto_wrap_policy
 

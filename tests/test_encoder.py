@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL
+from helpers import SMALL
 from torch import nn
 
 from convnext_backbone import ConvNextEncoder, ConvNextLayer, ConvNextStage

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import run_tool
+from helpers import run_tool
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.structures import BaseDataElement

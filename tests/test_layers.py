@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomize
+from helpers import randomize
 
 from convnext_backbone import (
     ConvNextDropPath,

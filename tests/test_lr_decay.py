@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import REPO, SMALL, randomize
+from helpers import REPO, SMALL, randomize
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import load_whole
+from helpers import load_whole
 from mmengine.logging import HistoryBuffer
 
 

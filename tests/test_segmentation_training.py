@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import REPO, run_tool
+from helpers import REPO, run_tool
 
 CONFIG = REPO / 'configs/demo/upernet_convnext-atto_shapes.py'
 EPOCHS = 4

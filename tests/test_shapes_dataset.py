@@ -5,7 +5,7 @@ import colorsys
 import cv2
 import numpy as np
 import pytest
-from conftest import run_tool
+from helpers import run_tool
 from pycocotools.coco import COCO
 
 GENERATOR = 'dataset_converters/make_shapes_dataset.py'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import REPO, run_tool
+from helpers import REPO, run_tool
 
 CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 
