@@ -1,4 +1,4 @@
-"""One training step of mmengine's FSDP strategy against the same step without it.
+"""Compares one training step with mmengine's FSDP strategy to the same step without it.
 
 torchrun --nproc_per_node 2 tests/fsdp_step.py
 """
@@ -27,7 +27,7 @@ OPTIM_WRAPPER = dict(
 
 
 class Classifier(BaseModel):
-    """A backbone, an average and a linear head."""
+    """A backbone, average pooling and a linear head."""
 
     def __init__(self) -> None:
         super().__init__()

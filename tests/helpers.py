@@ -1,4 +1,4 @@
-"""What several test modules share."""
+"""Helpers shared by the test modules."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ALL_FEATURES = ('stem', *STAGES)
 
 
 def small_backbone(**args) -> ConvNextBackbone:
-    """A ``SMALL`` backbone in evaluation mode, with the maps of all stages unless ``args`` pick."""
+    """A ``SMALL`` backbone in evaluation mode, by default with the maps of all stages."""
     if 'out_indices' not in args:
         args = dict(out_features=STAGES) | args
     return ConvNextBackbone(SMALL, **args).eval()
 
 
 def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Gives every parameter random values: fresh norms and scales would hide mistakes."""
+    """Gives every parameter random values: initial norms and scales would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -36,7 +36,7 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def run_tool(name: str, *args: object, cwd: Path, launcher: tuple = (sys.executable,)) -> str:
-    """Runs a script of ``tools/`` as a user would; returns all that it printed."""
+    """Runs a script of ``tools/`` as a user would and returns its output."""
     command = [*launcher, REPO / 'tools' / name, *args]
     result = subprocess.run(
         [str(part) for part in command],
@@ -50,6 +50,6 @@ def run_tool(name: str, *args: object, cwd: Path, launcher: tuple = (sys.executa
 
 
 def load_whole(path: Path) -> object:
-    """Reads all that is in an mmengine checkpoint, whatever was loaded in this process before."""
+    """Loads a whole mmengine checkpoint, independent of earlier loads in this process."""
     allow_mmengine_checkpoints()
     return torch.load(path, map_location='cpu', weights_only=True)

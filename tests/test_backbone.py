@@ -1,4 +1,4 @@
-"""The contract of the backbone: picks, attributes, layout, freezing, errors."""
+"""The interface of the backbone: picks, attributes, layout, freezing, errors."""
 
 import copy
 import pickle
@@ -129,7 +129,7 @@ def test_return_dict():
 @pytest.mark.parametrize('weights', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('images', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('training', [False, True])
-def test_maps_leave_contiguous_in_nchw(weights, images, training):
+def test_maps_are_contiguous_in_nchw(weights, images, training):
     model = randomize(small_backbone(out_features=ALL_FEATURES)).train(training)
     x = torch.randn(2, 3, 97, 131)
     expected = model(x)
@@ -207,7 +207,7 @@ def test_checkpointing_gives_identical_gradients(use_grn):
         assert torch.equal(plain, recomputed)
 
 
-def test_checkpointing_keeps_less_module_by_module():
+def test_checkpointing_saves_less_in_modules():
     def saved_bytes(with_cp):
         model = small_backbone(with_cp=with_cp, hidden_act='relu', out_features=('stage4',))
         total = 0
@@ -279,7 +279,7 @@ def test_state_dict_names():
     assert names == expected | {f'{prefix}.layer_scale_parameter' for prefix in blocks}
 
 
-def test_a_whole_state_dict_loads_into_a_backbone_cut_short():
+def test_a_whole_state_dict_loads_into_a_truncated_backbone():
     whole = randomize(small_backbone(out_features=ALL_FEATURES))
     part = small_backbone(out_features=('stage2',))
     part.load_state_dict(whole.state_dict(), strict=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 
 def test_saved_activations_of_known_layers():
-    """A linear layer keeps its input, a ReLU its output; parameters are not counted."""
+    """A linear layer saves its input, a ReLU its output; parameters are not counted."""
     case = measuring.Case('atto', (64, 64), 1, 'cpu', 'fp32', 'train')
     rows = torch.randn(2**10, 2**8)
     model = nn.Sequential(nn.Linear(2**8, 2**10), nn.ReLU())

@@ -1,4 +1,4 @@
-"""All or nothing: what does not fit is refused and explained, what fits is accounted for."""
+"""A checkpoint loads fully or not at all: errors explain why, reports list every tensor."""
 
 import copy
 import logging
@@ -28,7 +28,7 @@ def random_backbone(**args) -> ConvNextBackbone:
 
 
 def abstract(arch, **args) -> ConvNextBackbone:
-    """A model without memory: names and shapes only."""
+    """A model on the meta device: names and shapes only."""
     with torch.device('meta'):
         return ConvNextBackbone(arch, **args)
 
@@ -117,7 +117,7 @@ def test_both_outcomes_of_the_fuzz_occur():
     [
         ('base', 'tiny', 'this file is a ConvNeXt-base, the model is a ConvNeXt-tiny'),
         ('tiny', 'v2-tiny', 'this file is a ConvNeXt-tiny, the model is a ConvNeXt-V2-tiny'),
-        # All tensors of the smaller model are in the larger one's file, of the same shape.
+        # The larger model's file has all tensors of the smaller model, with the same shapes.
         ('small', 'tiny', 'this file is a ConvNeXt-small, the model is a ConvNeXt-tiny'),
         ('tiny', 'small', 'this file is a ConvNeXt-tiny, the model is a ConvNeXt-small'),
         (
@@ -146,7 +146,7 @@ def test_layer_scale_on_one_side_only_is_an_error():
         load_checkpoint(without, with_scale.state_dict())
 
 
-def test_a_damaged_file_of_the_right_model_is_called_so():
+def test_a_damaged_file_of_the_right_model_is_reported_as_damaged():
     state_dict = meta(make_reference().state_dict())
     del state_dict['stages.2.1.pwconv1.bias']
     state_dict['stages.0.1.norm.weight'] = noise(7)
@@ -163,10 +163,10 @@ def test_quantised_weights_are_refused():
         load_checkpoint(random_backbone(), state_dict)
 
 
-def test_other_networks_are_told_from_a_convnext():
+def test_other_networks_are_refused():
     resnet = {'conv1.weight': noise(8, 3, 7, 7), 'layer1.0.conv1.weight': noise(8, 8, 3, 3)}
     swin = {'layers.0.blocks.0.norm1.weight': noise(8), 'norm.weight': noise(8)}
-    # Of torchvision: the names of its stem and of a norm are a ConvNeXt's, too.
+    # From torchvision: a ConvNeXt has the same names for its stem and a norm.
     efficientnet = {'features.0.0.weight': noise(8, 3, 3, 3), 'features.0.1.weight': noise(8)}
     model = random_backbone()
     before = snapshot(model)
@@ -210,7 +210,7 @@ def test_unexpected_names_are_reported_and_with_strict_refused():
     ]
 
 
-def test_a_model_cut_short_takes_what_it_has():
+def test_a_truncated_model_loads_its_own_tensors():
     reference = make_reference(map_norms=True)
     model = random_backbone(out_features=('stem', 'stage2'))
     report = load_checkpoint(model, reference.state_dict())
@@ -223,13 +223,13 @@ def test_a_model_cut_short_takes_what_it_has():
         load_checkpoint(random_backbone(), model.state_dict())
 
 
-@pytest.mark.parametrize('door', ['function', 'state dict'])
+@pytest.mark.parametrize('entry_point', ['function', 'state dict'])
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
-def test_adapt_stem_keeps_the_response_to_repeated_rgb(channels, door):
+def test_adapt_stem_keeps_the_response_to_repeated_rgb(channels, entry_point):
     reference = make_reference()
     model = random_backbone(num_channels=channels, adapt_stem=True)
     state_dict = timm(reference.state_dict())
-    if door == 'function':
+    if entry_point == 'function':
         report = load_checkpoint(model, state_dict)
         assert report.adapted == ['embeddings.patch_embeddings.weight']
         assert '(1 adapted)' in str(report)
@@ -264,10 +264,10 @@ def test_other_channels_without_adapt_stem_are_an_error_that_names_it():
         with pytest.raises(ValueError, match=r'images with 3 channels.*takes 4.*adapt_stem=True'):
             load()
     assert same(before, model.state_dict())
-    # The rule is one for RGB weights.
+    # The rule only applies to RGB weights.
     with pytest.raises(ValueError, match='num_channels=4'):
         load_checkpoint(random_backbone(adapt_stem=True), model.state_dict())
-    # Another patch size is no matter of channels.
+    # Another patch size is not a channel mismatch.
     with pytest.raises(ValueError, match=r'\(8, 3, 4, 4\) for \(8, 4, 2, 2\)'):
         load_checkpoint(random_backbone(num_channels=4, patch_size=2, adapt_stem=True), state_dict)
 

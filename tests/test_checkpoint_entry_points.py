@@ -1,4 +1,4 @@
-"""Checkpoints written by transformers and mmengine, loaded through every door a user knows."""
+"""Checkpoints written by transformers and mmengine, loaded through every entry point."""
 
 import copy
 import pickle
@@ -72,7 +72,7 @@ def images():
 
 @torch.no_grad()
 def hidden_states(model) -> list[torch.Tensor]:
-    """Outputs of the four stages, before any norm of the maps."""
+    """Outputs of the four stages, before the map norms."""
     if isinstance(model, ConvNextBackbone):
         return model(images(), output_hidden_states=True, return_dict=True).hidden_states[1:]
     return model(images(), output_hidden_states=True).hidden_states[-4:]
@@ -85,7 +85,7 @@ def assert_same_states(model, reference):
 
 @pytest.fixture(params=FAMILIES)
 def saved(request, tmp_path):
-    """A model of transformers, what builds ours, and folders of it: whole, sharded, with .bin."""
+    """A transformers model, arguments for ours, and its saved folders: whole, sharded, .bin."""
     config_class, model_class, args = FAMILIES[request.param]
     reference = randomize(model_class(config_class(**SMALL))).eval()
     reference.save_pretrained(tmp_path / 'whole')
@@ -176,7 +176,7 @@ def test_a_prefix_that_is_not_there_is_an_error(tmp_path):
 
 
 class Scenes(torch.utils.data.Dataset):
-    """Two random images with a box each."""
+    """Two random images with one box per image."""
 
     def __init__(self):
         self.metainfo = dict(classes=('a', 'b'))
@@ -244,7 +244,7 @@ def test_a_runner_loads_a_foreign_detector_and_resumes_its_own(tmp_path):
     assert same(trained, second.model.state_dict())
 
 
-def test_a_detector_is_refused_a_backbone_of_another_size():
+def test_a_detector_refuses_a_backbone_of_another_size():
     other = {f'backbone.{k}': v for k, v in meta(make_reference().state_dict()).items()}
     detector = build_detector(arch='atto')
     before = copy.deepcopy(detector.state_dict())
@@ -255,7 +255,7 @@ def test_a_detector_is_refused_a_backbone_of_another_size():
         detector.load_state_dict(meta(make_reference().state_dict()), strict=False)
 
 
-def test_round_trips_are_torchs_own():
+def test_round_trips_match_torch():
     model = randomize(small_backbone())
     state_dict = model.state_dict()
     copied = small_backbone()
@@ -306,7 +306,7 @@ def test_distributed_wrappers_load_and_are_loaded(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_copies_and_pickles_load_for_themselves():
+def test_copies_and_pickles_load_independently():
     model = randomize(small_backbone())
     before = copy.deepcopy(model.state_dict())
     reference = make_reference()
@@ -355,7 +355,7 @@ def test_http_addresses_load_through_torchs_cache(tmp_path, monkeypatch):
     ],
 )
 def test_hub_addresses_load_from_the_local_cache(tmp_path, monkeypatch, address):
-    """The cache is laid out by hand as huggingface_hub keeps it, and read without a network."""
+    """Builds huggingface_hub's cache layout by hand and reads it without a network."""
     reference = make_reference()
     repo = tmp_path / 'models--someone--convnext'
     commit = '0123456789012345678901234567890123456789'

@@ -1,4 +1,4 @@
-"""Every naming, with the odd shapes of each, gives the features of the model it came from."""
+"""Every format, with its special shapes, gives the features of the original model."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_every_source_loads_by_load_state_dict(name, version):
 
 
 @pytest.mark.parametrize(('name', 'version'), CASES)
-def test_the_architecture_is_read_off_every_source(name, version):
+def test_the_architecture_is_inferred_from_every_source(name, version):
     arguments = infer_arch(write(name, make_reference(version).state_dict()))
     scale = 1e-6 if version == 1 else None
     assert arguments == dict(arch=SMALL, use_grn=version == 2, layer_scale_init_value=scale)
@@ -106,7 +106,7 @@ def test_prefixes_of_whole_models_are_found(prefix):
     assert_same_features(model, reference)
 
 
-def test_of_student_and_teacher_the_teacher_is_loaded():
+def test_the_teacher_is_preferred_to_the_student():
     teacher, student = make_reference(seed=1), make_reference(seed=2)
     both = {}
     for name, network in (('student', student), ('teacher', teacher)):
@@ -128,7 +128,7 @@ def test_of_student_and_teacher_the_teacher_is_loaded():
     assert_same_features(model, student)
 
 
-def test_of_two_equal_backbones_one_has_to_be_named():
+def test_one_of_two_equal_backbones_must_be_chosen():
     one, other = make_reference(seed=1), make_reference(seed=2)
     both = {f'rgb.{k}': v for k, v in meta(one.state_dict()).items()}
     both |= {f'depth.{k}': v for k, v in meta(other.state_dict()).items()}
@@ -142,7 +142,7 @@ def test_of_two_equal_backbones_one_has_to_be_named():
         load_checkpoint(model, both, prefix='lidar')
 
 
-def test_a_small_part_of_another_model_does_not_stand_in_the_way():
+def test_a_small_part_of_another_model_is_ignored():
     reference = make_reference()
     state_dict = {f'backbone.{k}': v for k, v in meta(reference.state_dict()).items()}
     state_dict |= {f'aux.{k}': v for k, v in state_dict.items() if 'stages.0.0' in k}
@@ -165,7 +165,7 @@ def test_containers_are_opened(key):
     assert_same_features(model, reference)
 
 
-def test_a_lone_norm3_is_a_classifiers_unless_a_dense_model_stands_around_it():
+def test_a_single_norm3_belongs_to_a_classifier_unless_the_model_is_dense():
     hf = make_reference(map_norms=True).state_dict()
     alone = {k: v for k, v in mmpretrain(hf).items() if not k.startswith('head')}
     model = small_backbone(out_features=('stage4',))
@@ -187,13 +187,13 @@ def test_a_lone_norm3_is_a_classifiers_unless_a_dense_model_stands_around_it():
     assert torch.equal(
         model.hidden_states_norms['stage4'].bias, hf['hidden_states_norms.stage4.bias']
     )
-    # Beneath the prefix nothing shows a dense model, but norm3 does not stand alone.
+    # Under the prefix no key shows a dense model, but norm3 is not the only norm.
     assert (
         load_checkpoint(small_backbone(), openmmlab_segmenter(hf), prefix='backbone').missing == []
     )
 
 
-def test_norms_of_some_maps_leave_the_others_fresh():
+def test_norms_of_some_maps_leave_the_others_unchanged():
     hf = make_reference(map_norms=True).state_dict()
     segmenter = openmmlab_segmenter(hf)
     del segmenter['backbone.norm1.weight'], segmenter['backbone.norm1.bias']
@@ -218,9 +218,9 @@ def test_two_names_of_one_tensor_are_refused():
         load_checkpoint(small_backbone(), state_dict)
 
 
-def test_numbers_that_no_stage_has_are_not_read_as_one():
+def test_invalid_stage_numbers_are_unexpected():
     state_dict = torchvision(make_reference().state_dict())
-    # Blocks stand at odd numbers, a downsampling at even ones.
+    # Blocks have odd numbers, downsampling layers have even numbers.
     state_dict['features.2.0.block.0.weight'] = noise(8, 1, 7, 7)
     report = load_checkpoint(small_backbone(), state_dict)
     assert report.unexpected == ['features.2.0.block.0.weight']

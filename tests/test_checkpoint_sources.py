@@ -1,4 +1,4 @@
-"""Files that are no checkpoint, or a dangerous or damaged one, each with an error of its own."""
+"""Invalid, dangerous and damaged checkpoint files, each with its own error."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from convnext_backbone import load_checkpoint
 
 
 class Command:
-    """Unpickling it runs a command."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -52,7 +52,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, kind):
 
 @pytest.mark.parametrize('kind', ['torch', 'legacy', 'safetensors'])
 @pytest.mark.parametrize('kept', [0.001, 0.1, 0.5, 0.99])
-def test_a_truncated_file_is_called_so(tmp_path, kind, kept):
+def test_a_truncated_file_is_reported_as_truncated(tmp_path, kind, kept):
     path = tmp_path / 'weights'
     if kind == 'safetensors':
         save_file(weights(), path)
@@ -122,7 +122,7 @@ def test_a_sharded_checkpoint_needs_all_its_shards(tmp_path):
     assert_refused(tmp_path, ValueError, 'is not the index of a sharded checkpoint')
 
 
-def test_arguments_and_an_optimiser_beside_the_weights_do_no_harm(tmp_path):
+def test_arguments_and_an_optimiser_next_to_the_weights_are_ignored(tmp_path):
     content = dict(
         model=weights(),
         args=argparse.Namespace(lr=1e-3, data='x'),

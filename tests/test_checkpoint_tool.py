@@ -59,7 +59,7 @@ def test_convert_writes_by_the_suffix(tmp_path, out):
         ('convert', 'good.pth', 'good.pth', '--to', 'meta'),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(tmp_path, args):
+def test_bad_input_gives_one_line_and_a_status(tmp_path, args):
     (tmp_path / 'text.pth').write_text('no checkpoint')
     torch.save(meta(make_reference().state_dict()), tmp_path / 'good.pth')
     result = subprocess.run(
@@ -75,7 +75,7 @@ def test_bad_input_is_one_line_and_a_status(tmp_path, args):
 
 @pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('to', ['hf', 'meta', 'timm'])
-def test_there_and_back_is_an_identity(to, version):
+def test_a_round_trip_is_an_identity(to, version):
     model = small_backbone(use_grn=version == 2, out_features=('stage2', 'stage4'))
     native = model.state_dict()
     written, left = export(native, to)
@@ -87,7 +87,7 @@ def test_there_and_back_is_an_identity(to, version):
 
 
 @pytest.mark.parametrize('version', [1, 2])
-def test_formats_are_written_as_their_owners_do(version):
+def test_formats_are_written_like_the_original_projects(version):
     hf = make_reference(version, map_norms=True).state_dict()
     for source in (meta, timm):
         found = translate(unwrap(source(hf)))
@@ -98,7 +98,7 @@ def test_formats_are_written_as_their_owners_do(version):
         export(whole.tensors, 'torchvision')
 
 
-def test_files_of_every_suffix_read_alike(tmp_path):
+def test_the_suffix_does_not_matter_for_reading(tmp_path):
     state_dict = torchvision(make_reference().state_dict())
     save_file(state_dict, tmp_path / 'a.bin')
     torch.save(state_dict, tmp_path / 'b.safetensors')

@@ -1,4 +1,4 @@
-"""Which way a block is run, and that the log says so."""
+"""Which implementation a block uses, and what the log says about it."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from convnext_backbone.ops import dispatch, native
 
 @pytest.fixture
 def log(caplog):
-    """The lines that are logged during a test, as if nothing had been logged before."""
+    """The lines logged during a test, also if an earlier test logged them."""
     dispatch._log_once.cache_clear()
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
@@ -34,7 +34,7 @@ def features():
 
 
 def assert_runs_modules(layer, features, log, reason):
-    """The block gives exactly what its modules give, and the one line of the log says why."""
+    """The output is exactly that of the modules, and one log line gives the reason."""
     assert torch.equal(layer(features), layer.run_modules(features))
     assert torch.equal(layer(features), layer.run_modules(features))
     (line,) = log()
@@ -52,7 +52,7 @@ def test_one_line_says_that_blocks_run_fused(log):
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """Where kernels are looked for during a test."""
+    """The path of the kernels during a test."""
     path = tmp_path / 'kernels.so'
     monkeypatch.setattr(native, 'library_path', lambda: path)
     native.load_kernels.cache_clear()
@@ -60,14 +60,14 @@ def library(tmp_path, monkeypatch):
     native.load_kernels.cache_clear()
 
 
-def test_missing_kernels_are_told(layer, features, log, library):
+def test_missing_kernels_are_reported(layer, features, log, library):
     layer(features)
     (line,) = log()
     assert 'without compiled kernels' in line
     assert 'python -m convnext_backbone.ops.build' in line
 
 
-def test_unusable_kernels_are_told(layer, features, log, library):
+def test_unusable_kernels_are_reported(layer, features, log, library):
     library.write_bytes(b'no library')
     for _ in range(2):
         layer(features)
@@ -76,7 +76,7 @@ def test_unusable_kernels_are_told(layer, features, log, library):
     assert f'{library} cannot be loaded' in lines[0]
 
 
-def test_widths_without_kernels_are_told(log):
+def test_widths_without_kernels_are_reported(log):
     ConvNextLayer(12)(torch.randn(1, 12, 8, 8))
     assert log() == [
         'ConvNeXt blocks of 12 channels in torch.float32 run fused, in torch operators'

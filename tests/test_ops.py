@@ -1,4 +1,4 @@
-"""The fused block and norm against the modules that they stand for."""
+"""Compares the fused block and norm with the modules that they replace."""
 
 import copy
 
@@ -23,18 +23,18 @@ def kernels(request, monkeypatch):
 
 
 def make_layer(dim=24, **args):
-    """A layer whose every parameter matters."""
+    """A layer with random parameters."""
     return randomize(ConvNextLayer(dim, **args))
 
 
 def relative(value, truth):
-    """The error relative to the truth, or the error itself where that is zero."""
+    """The relative error, or the absolute error if the truth is zero."""
     truth = truth.double()
     return ((value.double() - truth).norm() / (truth.norm() or 1)).item()
 
 
 def outputs_and_gradients(run, module, features, seed=0):
-    """Output and gradients of a random projection of it, by name."""
+    """Output and gradients of its random projection, by name."""
     module.zero_grad()
     features = features.detach().clone().requires_grad_()
     torch.manual_seed(seed)
@@ -89,8 +89,8 @@ def test_gradients_in_float64(use_grn, with_cp):
 
 
 @pytest.mark.parametrize('use_grn', [False, True])
-def test_autocast_is_that_of_the_modules(kernels, use_grn):
-    """In types as the modules, and as near to float64 as they are."""
+def test_autocast_matches_the_modules(kernels, use_grn):
+    """The same dtypes as the modules, and as close to float64."""
     layer = make_layer(32, use_grn=use_grn)
     features = torch.randn(2, 32, 16, 16)
     exact = copy.deepcopy(layer).double()
@@ -160,7 +160,7 @@ def test_grn_of_silent_channels(kernels):
     assert_equal(outputs_and_gradients(layer, layer, features), truth)
 
 
-def test_what_is_not_a_number_stays_so(kernels):
+def test_nan_stays_nan(kernels):
     layer = make_layer(32)
     features = torch.randn(1, 32, 16, 16)
     features[0, 5, 0, 0] = torch.nan
@@ -242,7 +242,7 @@ def test_outputs_may_be_changed_in_place(kernels):
         assert relative(value, truth) < 1e-6
 
 
-def test_sums_over_a_large_map_keep_their_digits(kernels):
+def test_sums_over_a_large_map_are_accurate(kernels):
     layer = make_layer(8)
     features = torch.randn(2, 8, 384, 320)
     exact = copy.deepcopy(layer).double()

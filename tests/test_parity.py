@@ -1,4 +1,4 @@
-"""The backbone against transformers' own, with the same weights."""
+"""Compares the backbone with transformers', with the same weights."""
 
 from itertools import chain, combinations
 
@@ -39,7 +39,7 @@ def build_pair(family, out_features):
 
 
 def assert_close(actual, expected):
-    """Within 1e-5 of the reference's own size."""
+    """The error is at most 1e-5 of the reference's norm."""
     assert actual.shape == expected.shape
     assert (actual - expected).norm() <= 1e-5 * expected.norm()
 

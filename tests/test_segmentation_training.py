@@ -1,4 +1,4 @@
-"""Real runs of the command lines on a segmentor of generated shapes: train and test."""
+"""Real runs of the command lines with a segmentor of generated shapes: train and test."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ def read_labels(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Four epochs of 40 iterations of the demo, in the folder that holds its data."""
+    """Four epochs of 40 iterations of the demo, in the folder with its data."""
     folder = tmp_path_factory.mktemp('run')
     images = ('--train', 160, '--val', 16)
     run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
@@ -43,7 +43,7 @@ def test_loss_falls_and_shapes_are_found(trained):
     losses = [line['loss'] for line in lines if 'loss' in line]
     assert len(losses) == EPOCHS * 4
     assert sum(losses[-3:]) < 0.3 * sum(losses[:3])
-    # Background everywhere, which is what an untrained model learns first, scores less than 25.
+    # Only background, which a model learns first, scores less than 25.
     (mean_iou,) = map(float, mean_ious(output))
     assert mean_iou > 50
 
