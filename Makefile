@@ -14,15 +14,15 @@ ON_CPU := CUDA_VISIBLE_DEVICES=
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-$(VENV)/ready: tools/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pyproject.toml
-	tools/setup_env.sh $(VENV) $(STACK)
+$(VENV)/ready: requirements/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pyproject.toml
+	requirements/setup_env.sh $(VENV) $(STACK)
 	touch $@
 
 demo: $(VENV)/ready
-	$(ON_CPU) $(PYTHON_VENV) tools/demo.py
+	$(ON_CPU) $(PYTHON_VENV) tools/demo/demo.py
 
 demo-seg: $(VENV)/ready
-	$(ON_CPU) $(PYTHON_VENV) tools/demo.py segmentation
+	$(ON_CPU) $(PYTHON_VENV) tools/demo/demo.py segmentation
 
 test: $(VENV)/ready
 	$(VENV)/bin/ruff check .

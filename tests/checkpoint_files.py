@@ -1,13 +1,13 @@
-"""Checkpoints as other projects write them, made from a Hugging Face model's tensors.
+"""Checkpoints in other projects' formats, made from a Hugging Face model's tensors.
 
-The names here are spelled out once more, source by source, so that the package's own table meets an
-independent one. A writer takes the tensors of ``ConvNextBackbone`` or ``ConvNextV2Backbone``.
+The keys are written out here for each source, independent of the package's own table. A writer
+takes the tensors of ``ConvNextBackbone`` or ``ConvNextV2Backbone``.
 """
 
 from __future__ import annotations
 
 import torch
-from conftest import SMALL, randomize
+from helpers import SMALL, STAGES, randomize
 from torch import Tensor
 from transformers import (
     ConvNextBackbone,
@@ -17,11 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
-
 
 def make_reference(version: int = 1, map_norms: bool = False, seed: int = 0) -> PreTrainedModel:
-    """A Hugging Face backbone with random weights, its map norms fresh unless asked otherwise."""
+    """A random Hugging Face backbone; its map norms are only random with ``map_norms``."""
     config, model = {
         1: (ConvNextConfig, ConvNextBackbone),
         2: (ConvNextV2Config, ConvNextV2Backbone),
@@ -35,7 +33,7 @@ def make_reference(version: int = 1, map_norms: bool = False, seed: int = 0) -> 
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
-    """Weights of what is no part of the backbone."""
+    """Weights of modules outside the backbone."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -52,7 +50,7 @@ def split(hf: dict[str, Tensor]):
 
 
 def rename_inner(inner: str, words: dict[str, str]) -> str:
-    """Replaces the beginning of a block tensor's name by the first entry that fits."""
+    """Replaces the beginning of a block tensor's name by the first matching entry."""
     for old, new in words.items():
         if inner.startswith(old):
             return inner.replace(old, new, 1)
@@ -94,7 +92,7 @@ def meta_dinov3(hf: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def meta_detector(hf: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A whole detector of Meta's, with norms of the maps."""
+    """A whole detector from Meta, with map norms."""
     written = {
         f'backbone.{k}': v for k, v in meta(hf).items() if not k.startswith(('norm', 'head'))
     }
@@ -106,7 +104,7 @@ def meta_detector(hf: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def column_major(weight: Tensor) -> Tensor:
-    """A dense kernel as the sparse library stores it: positions count down the columns."""
+    """A dense kernel in the sparse library's layout, with positions in column-major order."""
     size = weight.shape[-1]
     positions = [weight[:, :, y, x] for x in range(size) for y in range(size)]
     kernel = torch.stack(positions).transpose(1, 2)  # (K * K, I, O)
@@ -175,7 +173,7 @@ def timm_features(hf: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def open_clip(hf: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP: a timm trunk beside a projection and a text tower."""
+    """OpenCLIP: a timm trunk, a projection and a text tower."""
     written = {f'visual.trunk.{k}': v for k, v in timm(hf).items() if not k.startswith('head.fc')}
     written |= {'visual.head.proj.weight': noise(4, 32), 'logit_scale': noise(1)[0]}
     return written | {'transformer.resblocks.0.ln_1.weight': noise(4)}
@@ -231,7 +229,7 @@ def mmpretrain_conv(hf: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def openmmlab_segmenter(hf: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A whole segmenter of OpenMMLab's, with norms of the maps."""
+    """A whole segmenter from OpenMMLab, with map norms."""
     written = {k: v for k, v in mmpretrain(hf).items() if 'norm3' not in k and 'head' not in k}
     for i in range(4):
         for leaf in ('weight', 'bias'):
@@ -256,7 +254,7 @@ def hf_dinov3(hf: dict[str, Tensor]) -> dict[str, Tensor]:
     return written | {'layer_norm.weight': noise(32), 'layer_norm.bias': noise(32)}
 
 
-# Writer, versions it knows, the format it is to be recognised as.
+# Writer, supported versions, expected format.
 WRITERS = {
     'hugging_face': (hugging_face, (1, 2), 'hf'),
     'meta': (meta, (1, 2), 'meta'),

@@ -1,4 +1,4 @@
-"""One training step of mmengine's FSDP strategy against the same step without it.
+"""Compares one training step with mmengine's FSDP strategy to the same step without it.
 
 torchrun --nproc_per_node 2 tests/fsdp_step.py
 """
@@ -8,6 +8,7 @@ import copy
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from helpers import SMALL
 from mmengine._strategy import FSDPStrategy
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
@@ -26,13 +27,11 @@ OPTIM_WRAPPER = dict(
 
 
 class Classifier(BaseModel):
-    """A backbone, an average and a linear head."""
+    """A backbone, average pooling and a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = ConvNextBackbone(
-            dict(depths=[2, 1, 3, 1], hidden_sizes=[8, 16, 24, 32]), layer_scale_init_value=1.0
-        )
+        self.backbone = ConvNextBackbone(SMALL, layer_scale_init_value=1.0)
         self.head = nn.Linear(32, 3)
 
     def forward(self, inputs, labels, mode):

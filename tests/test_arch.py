@@ -1,4 +1,4 @@
-"""The table of architectures against the papers' figures."""
+"""Compares the table of architectures with the papers' figures."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The contract of the backbone: picks, attributes, layout, freezing, errors."""
+"""The interface of the backbone: picks, attributes, layout, freezing, errors."""
 
 import copy
 import pickle
@@ -8,16 +8,12 @@ import warnings
 
 import pytest
 import torch
-from conftest import SMALL, STAGES, randomize
+from helpers import ALL_FEATURES, SMALL, STAGES, randomize, small_backbone
 from mmengine.registry import MODELS
 from torch import nn
 
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.backbone import ConvNextBackboneOutput
-
-
-def small(**kwargs) -> ConvNextBackbone:
-    return ConvNextBackbone(SMALL, **kwargs)
 
 
 def test_import_needs_torch_and_mmengine_only():
@@ -40,19 +36,19 @@ def test_registered_in_mmengines_root():
     ('picks', 'names'),
     [
         (dict(), ('stage4',)),
-        (dict(out_features=STAGES), STAGES),
+        (dict(out_features=ALL_FEATURES), ALL_FEATURES),
         (dict(out_features=['stem', 'stage3']), ('stem', 'stage3')),
-        (dict(out_indices=(0, 1, 2, 3)), STAGES[1:]),
-        (dict(out_indices=range(4)), STAGES[1:]),
+        (dict(out_indices=(0, 1, 2, 3)), STAGES),
+        (dict(out_indices=range(4)), STAGES),
         (dict(out_indices=[-4, 2, -1]), ('stage1', 'stage3', 'stage4')),
         (dict(out_features=('stage2',), out_indices=(1,)), ('stage2',)),
         (dict(out_features=('stage2', 'stage4'), out_indices=(1, -1)), ('stage2', 'stage4')),
     ],
 )
 def test_picks(picks, names):
-    model = small(**picks)
-    index = [STAGES.index(name) for name in names]
-    assert model.stage_names == STAGES
+    model = ConvNextBackbone(SMALL, **picks)
+    index = [ALL_FEATURES.index(name) for name in names]
+    assert model.stage_names == ALL_FEATURES
     assert model.out_features == names
     assert model.out_indices == tuple(i - 1 for i in index if i > 0)
     assert model.num_features == [8, 8, 16, 24, 32]
@@ -81,20 +77,20 @@ def test_picks(picks, names):
 )
 def test_bad_picks_list_what_is_allowed(picks):
     with pytest.raises(ValueError, match=r"'stem', 'stage1', 'stage2', 'stage3', 'stage4'"):
-        small(**picks)
+        small_backbone(**picks)
 
 
 @pytest.mark.parametrize('index', [4, -5])
 def test_indices_out_of_range_say_the_range(index):
     with pytest.raises(ValueError, match=r'0 \(stage1\) to 3 \(stage4\), and -1 to -4'):
-        small(out_indices=(index,))
+        small_backbone(out_indices=(index,))
 
 
 def test_picks_that_disagree_are_refused():
     with pytest.raises(ValueError, match='disagree'):
-        small(out_features=('stage1',), out_indices=(1,))
+        small_backbone(out_features=('stage1',), out_indices=(1,))
     with pytest.raises(ValueError, match='disagree'):
-        small(out_features=('stem', 'stage1'), out_indices=(0,))
+        small_backbone(out_features=('stem', 'stage1'), out_indices=(0,))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +98,7 @@ def test_picks_that_disagree_are_refused():
 )
 def test_picks_of_the_wrong_type_are_refused(picks):
     with pytest.raises(TypeError, match='must'):
-        small(**picks)
+        small_backbone(**picks)
 
 
 def test_any_number_of_stages_and_any_patch_size():
@@ -115,7 +111,7 @@ def test_any_number_of_stages_and_any_patch_size():
 
 
 def test_return_dict():
-    model = small(out_features=('stage1', 'stage3')).eval()
+    model = small_backbone(out_features=('stage1', 'stage3'))
     images = torch.randn(1, 3, 64, 64)
     output = model(images, return_dict=True)
     assert isinstance(output, ConvNextBackboneOutput)
@@ -133,8 +129,8 @@ def test_return_dict():
 @pytest.mark.parametrize('weights', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('images', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('training', [False, True])
-def test_maps_leave_contiguous_in_nchw(weights, images, training):
-    model = randomize(small(out_features=STAGES)).train(training)
+def test_maps_are_contiguous_in_nchw(weights, images, training):
+    model = randomize(small_backbone(out_features=ALL_FEATURES)).train(training)
     x = torch.randn(2, 3, 97, 131)
     expected = model(x)
     with warnings.catch_warnings():
@@ -148,25 +144,27 @@ def test_maps_leave_contiguous_in_nchw(weights, images, training):
 
 
 def test_moving_to_channels_last_warns_once_about_roi_align():
-    model = small()
+    model = small_backbone()
     with pytest.warns(UserWarning, match='RoIAlign'):
         model.to(memory_format=torch.channels_last)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         model.to(torch.float64)
-        small().to(torch.float64)
+        small_backbone().to(torch.float64)
 
 
 @pytest.mark.parametrize('out_features', [('stem',), ('stage1', 'stage3'), ('stage4',)])
 def test_every_parameter_gets_a_gradient(out_features):
-    model = small(out_features=out_features, layer_scale_init_value=0.5)
+    model = small_backbone(out_features=out_features, layer_scale_init_value=0.5)
     sum(m.square().sum() for m in model(torch.randn(2, 3, 64, 64))).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize('frozen_stages', range(-1, 5))
 def test_frozen_stages(frozen_stages):
-    model = small(out_features=STAGES, frozen_stages=frozen_stages, drop_path_rate=0.5)
+    model = small_backbone(
+        out_features=ALL_FEATURES, frozen_stages=frozen_stages, drop_path_rate=0.5
+    )
     parts = [model.embeddings, *model.encoder.stages]
     for mode in (True, False, True):
         model.train(mode)
@@ -183,7 +181,7 @@ def test_frozen_stages(frozen_stages):
 
 
 def test_frozen_stages_stay_frozen_when_gradients_are_switched_on():
-    model = small(frozen_stages=1)
+    model = small_backbone(frozen_stages=1)
     model.requires_grad_(True)
     model.train()
     assert not any(p.requires_grad for p in model.encoder.stages[0].parameters())
@@ -192,14 +190,14 @@ def test_frozen_stages_stay_frozen_when_gradients_are_switched_on():
 @pytest.mark.parametrize('frozen_stages', [-2, 5])
 def test_frozen_stages_out_of_range(frozen_stages):
     with pytest.raises(ValueError, match=r'between -1 .* and 4'):
-        small(frozen_stages=frozen_stages)
+        small_backbone(frozen_stages=frozen_stages)
 
 
 @pytest.mark.parametrize('use_grn', [False, True])
 def test_checkpointing_gives_identical_gradients(use_grn):
     gradients = []
     for with_cp in (False, True):
-        model = small(use_grn=use_grn, with_cp=with_cp, drop_path_rate=0.5, out_features=STAGES[1:])
+        model = small_backbone(use_grn=use_grn, with_cp=with_cp, drop_path_rate=0.5)
         randomize(model).train()
         torch.manual_seed(3)
         images = torch.randn(4, 3, 64, 64, requires_grad=True)
@@ -209,9 +207,9 @@ def test_checkpointing_gives_identical_gradients(use_grn):
         assert torch.equal(plain, recomputed)
 
 
-def test_checkpointing_keeps_less_module_by_module():
+def test_checkpointing_saves_less_in_modules():
     def saved_bytes(with_cp):
-        model = small(with_cp=with_cp, hidden_act='relu')
+        model = small_backbone(with_cp=with_cp, hidden_act='relu', out_features=('stage4',))
         total = 0
 
         def count(tensor):
@@ -227,7 +225,7 @@ def test_checkpointing_keeps_less_module_by_module():
 
 
 def test_default_initialisation():
-    model = ConvNextBackbone('atto', layer_scale_init_value=0.125, out_features=STAGES)
+    model = ConvNextBackbone('atto', layer_scale_init_value=0.125, out_features=ALL_FEATURES)
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             assert not module.bias.any(), name
@@ -241,7 +239,7 @@ def test_default_initialisation():
 
 
 def test_init_weights_leaves_the_default_initialisation_alone():
-    model = small()
+    model = small_backbone()
     before = copy.deepcopy(model.state_dict())
     model.init_weights()
     for name, tensor in model.state_dict().items():
@@ -249,18 +247,18 @@ def test_init_weights_leaves_the_default_initialisation_alone():
 
 
 def test_init_cfg_initialises():
-    model = small(init_cfg=dict(type='Constant', layer='Conv2d', val=0.5, bias=0.25))
+    model = small_backbone(init_cfg=dict(type='Constant', layer='Conv2d', val=0.5, bias=0.25))
     model.init_weights()
     conv = model.embeddings.patch_embeddings
     assert (conv.weight == 0.5).all() and (conv.bias == 0.25).all()
 
 
 def test_init_cfg_loads_a_checkpoint(tmp_path):
-    source = randomize(small(out_features=STAGES))
+    source = randomize(small_backbone(out_features=ALL_FEATURES))
     path = tmp_path / 'weights.pth'
     torch.save({f'convnext.{k}': v for k, v in source.state_dict().items()}, path)
-    model = small(
-        out_features=STAGES,
+    model = small_backbone(
+        out_features=ALL_FEATURES,
         init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='convnext.'),
     )
     model.init_weights()
@@ -270,7 +268,7 @@ def test_init_cfg_loads_a_checkpoint(tmp_path):
 
 
 def test_state_dict_names():
-    names = set(small(out_features=('stage1', 'stage2')).state_dict())
+    names = set(small_backbone(out_features=('stage1', 'stage2')).state_dict())
     block = ('dwconv', 'layernorm', 'pwconv1', 'pwconv2')
     expected = {'embeddings.patch_embeddings', 'embeddings.layernorm'}
     expected |= {'encoder.stages.1.downsampling_layer.0', 'encoder.stages.1.downsampling_layer.1'}
@@ -281,25 +279,27 @@ def test_state_dict_names():
     assert names == expected | {f'{prefix}.layer_scale_parameter' for prefix in blocks}
 
 
-def test_a_whole_state_dict_loads_into_a_backbone_cut_short():
-    whole = randomize(small(out_features=STAGES))
-    part = small(out_features=('stage2',))
+def test_a_whole_state_dict_loads_into_a_truncated_backbone():
+    whole = randomize(small_backbone(out_features=ALL_FEATURES))
+    part = small_backbone(out_features=('stage2',))
     part.load_state_dict(whole.state_dict(), strict=True)
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(part(images)[0], whole(images)[2])
 
 
 def test_strict_loading_still_refuses_what_does_not_belong():
-    state_dict = small().state_dict()
+    state_dict = small_backbone().state_dict()
     with pytest.raises(RuntimeError, match='Unexpected'):
-        small().load_state_dict({**state_dict, 'encoder.stages.4.x': torch.ones(1)}, strict=True)
+        small_backbone().load_state_dict(
+            {**state_dict, 'encoder.stages.4.x': torch.ones(1)}, strict=True
+        )
     del state_dict['embeddings.layernorm.weight']
     with pytest.raises(RuntimeError, match='Missing'):
-        small().load_state_dict(state_dict, strict=True)
+        small_backbone().load_state_dict(state_dict, strict=True)
 
 
 def test_copies_and_pickles_are_equal_and_independent():
-    model = randomize(small()).eval()
+    model = randomize(small_backbone(out_features=('stage4',)))
     images = torch.randn(1, 3, 32, 32)
     expected = model(images)[0]
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
@@ -322,12 +322,12 @@ def test_copies_and_pickles_are_equal_and_independent():
 )
 def test_bad_images_are_refused(images, error, message):
     with pytest.raises(error, match=message):
-        small()(images)
+        small_backbone()(images)
 
 
-@pytest.mark.parametrize('name', STAGES)
+@pytest.mark.parametrize('name', ALL_FEATURES)
 def test_the_smallest_size_that_is_named_works(name):
-    model = small(out_features=(name,))
+    model = small_backbone(out_features=(name,))
     size = model.strides[-1]
     assert model(torch.randn(1, 3, size, size))[0].shape[-2:] == (1, 1)
     with pytest.raises(ValueError, match=f'{size}x{size}'):
@@ -337,8 +337,10 @@ def test_the_smallest_size_that_is_named_works(name):
 @pytest.mark.parametrize('with_cp', [False, True])
 @pytest.mark.parametrize('use_grn', [False, True])
 def test_a_batch_of_zero_images(with_cp, use_grn):
-    model = small(out_features=STAGES, use_grn=use_grn, with_cp=with_cp, drop_path_rate=0.1)
-    maps = model(torch.randn(0, 3, 64, 96))
+    model = small_backbone(
+        out_features=ALL_FEATURES, use_grn=use_grn, with_cp=with_cp, drop_path_rate=0.1
+    )
+    maps = model.train()(torch.randn(0, 3, 64, 96))
     assert [tuple(m.shape) for m in maps] == [
         (0, c, 64 // s, 96 // s) for c, s in zip(model.channels, model.strides, strict=True)
     ]
@@ -347,7 +349,7 @@ def test_a_batch_of_zero_images(with_cp, use_grn):
 
 @pytest.mark.parametrize('use_grn', [False, True])
 def test_bfloat16_autocast_stays_close(use_grn):
-    model = randomize(small(out_features=STAGES, use_grn=use_grn)).eval()
+    model = randomize(small_backbone(out_features=ALL_FEATURES, use_grn=use_grn))
     images = torch.randn(2, 3, 64, 64)
     expected = model(images)
     with torch.autocast('cpu', dtype=torch.bfloat16):

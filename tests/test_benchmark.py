@@ -9,13 +9,13 @@ import measuring
 import numpy as np
 import pytest
 import torch
-from conftest import run_tool
+from helpers import run_tool
 from rich.console import Console
 from torch import nn
 
 
 def test_saved_activations_of_known_layers():
-    """A linear layer keeps its input, a ReLU its output; parameters are not counted."""
+    """A linear layer saves its input, a ReLU its output; parameters are not counted."""
     case = measuring.Case('atto', (64, 64), 1, 'cpu', 'fp32', 'train')
     rows = torch.randn(2**10, 2**8)
     model = nn.Sequential(nn.Linear(2**8, 2**10), nn.ReLU())
@@ -35,8 +35,9 @@ def test_product_limit_counts_the_products_of_a_step(monkeypatch):
 @pytest.mark.parametrize('mode', ['inference', 'train'])
 def test_command_line(tmp_path, mode):
     output = run_tool(
-        'benchmark.py', '--arch', 'atto', '--size', 64, 96, '--dtype', 'bf16', '--mode', mode,
-        '--repeats', 2, '--json', 'figures.json', '--plot', 'figure.png', cwd=tmp_path,
+        'analysis_tools/benchmark.py', '--arch', 'atto', '--size', 64, 96, '--dtype', 'bf16',
+        '--mode', mode, '--repeats', 2, '--json', 'figures.json', '--plot', 'figure.png',
+        cwd=tmp_path,
     )  # fmt: skip
     figures = json.loads((tmp_path / 'figures.json').read_text())
     assert figures['case']['size'] == [64, 96]
@@ -76,4 +77,4 @@ def test_growth_is_the_exponent():
 
 def test_unknown_peers_are_refused(tmp_path):
     with pytest.raises(AssertionError, match='--peers takes hf, timm, torchvision, not paddle'):
-        run_tool('benchmark.py', '--peers', 'hf,paddle', cwd=tmp_path)
+        run_tool('analysis_tools/benchmark.py', '--peers', 'hf,paddle', cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""All or nothing: what does not fit is refused and explained, what fits is accounted for."""
+"""A checkpoint loads fully or not at all: errors explain why, reports list every tensor."""
 
 import copy
 import logging
@@ -8,7 +8,6 @@ import pytest
 import torch
 from checkpoint_files import (
     CASES,
-    STAGES,
     WITH_MAP_NORMS,
     make_reference,
     meta,
@@ -16,7 +15,7 @@ from checkpoint_files import (
     timm,
     write,
 )
-from conftest import SMALL, randomize
+from helpers import SMALL, STAGES, randomize, small_backbone
 from mmengine.logging import MMLogger
 
 from convnext_backbone import ConvNextBackbone, LoadReport, infer_arch, load_checkpoint
@@ -24,13 +23,12 @@ from convnext_backbone import ConvNextBackbone, LoadReport, infer_arch, load_che
 LEAVES = ('weight', 'bias')
 
 
-def small(version: int = 1, **args) -> ConvNextBackbone:
-    args = dict(out_features=STAGES) | args
-    return randomize(ConvNextBackbone(SMALL, use_grn=version == 2, **args), seed=11).eval()
+def random_backbone(**args) -> ConvNextBackbone:
+    return randomize(small_backbone(**args), seed=11)
 
 
 def abstract(arch, **args) -> ConvNextBackbone:
-    """A model without memory: names and shapes only."""
+    """A model on the meta device: names and shapes only."""
     with torch.device('meta'):
         return ConvNextBackbone(arch, **args)
 
@@ -77,7 +75,7 @@ def test_a_damaged_checkpoint_loads_fully_or_not_at_all(seed):
     hf = make_reference(version, map_norms=name in WITH_MAP_NORMS, seed=seed).state_dict()
     state_dict = write(name, hf)
     damage(rng, state_dict)
-    model = small(version)
+    model = random_backbone(use_grn=version == 2)
     before = snapshot(model)
     try:
         if seed % 3:
@@ -107,7 +105,7 @@ def test_both_outcomes_of_the_fuzz_occur():
         state_dict = write(name, make_reference(version).state_dict())
         damage(random.Random(seed), state_dict)
         try:
-            load_checkpoint(small(version), state_dict)
+            load_checkpoint(random_backbone(use_grn=version == 2), state_dict)
             outcomes.add('loaded')
         except ValueError:
             outcomes.add('refused')
@@ -119,7 +117,7 @@ def test_both_outcomes_of_the_fuzz_occur():
     [
         ('base', 'tiny', 'this file is a ConvNeXt-base, the model is a ConvNeXt-tiny'),
         ('tiny', 'v2-tiny', 'this file is a ConvNeXt-tiny, the model is a ConvNeXt-V2-tiny'),
-        # All tensors of the smaller model are in the larger one's file, of the same shape.
+        # The larger model's file has all tensors of the smaller model, with the same shapes.
         ('small', 'tiny', 'this file is a ConvNeXt-small, the model is a ConvNeXt-tiny'),
         ('tiny', 'small', 'this file is a ConvNeXt-tiny, the model is a ConvNeXt-small'),
         (
@@ -141,19 +139,19 @@ def test_the_error_names_both_architectures(file, model, words):
 
 
 def test_layer_scale_on_one_side_only_is_an_error():
-    with_scale, without = small(), small(layer_scale_init_value=0)
+    with_scale, without = random_backbone(), random_backbone(layer_scale_init_value=0)
     with pytest.raises(ValueError, match=r'without layer scale.*layer_scale_init_value=None'):
         load_checkpoint(with_scale, without.state_dict())
     with pytest.raises(ValueError, match=r'Unexpected.*layer_scale_parameter'):
         load_checkpoint(without, with_scale.state_dict())
 
 
-def test_a_damaged_file_of_the_right_model_is_called_so():
+def test_a_damaged_file_of_the_right_model_is_reported_as_damaged():
     state_dict = meta(make_reference().state_dict())
     del state_dict['stages.2.1.pwconv1.bias']
     state_dict['stages.0.1.norm.weight'] = noise(7)
     with pytest.raises(ValueError, match=r'both a ConvNeXt.*damaged') as error:
-        load_checkpoint(small(), state_dict)
+        load_checkpoint(random_backbone(), state_dict)
     assert 'encoder.stages.2.layers.1.pwconv1.bias' in str(error.value)
     assert 'encoder.stages.0.layers.1.layernorm.weight ((7,) for (8,))' in str(error.value)
 
@@ -162,15 +160,15 @@ def test_quantised_weights_are_refused():
     state_dict = meta(make_reference().state_dict())
     state_dict['stages.0.0.pwconv1.weight'] = state_dict['stages.0.0.pwconv1.weight'].to(torch.int8)
     with pytest.raises(ValueError, match=r'pwconv1\.weight \(\(32, 8\) int8'):
-        load_checkpoint(small(), state_dict)
+        load_checkpoint(random_backbone(), state_dict)
 
 
-def test_other_networks_are_told_from_a_convnext():
+def test_other_networks_are_refused():
     resnet = {'conv1.weight': noise(8, 3, 7, 7), 'layer1.0.conv1.weight': noise(8, 8, 3, 3)}
     swin = {'layers.0.blocks.0.norm1.weight': noise(8), 'norm.weight': noise(8)}
-    # Of torchvision: the names of its stem and of a norm are a ConvNeXt's, too.
+    # From torchvision: a ConvNeXt has the same names for its stem and a norm.
     efficientnet = {'features.0.0.weight': noise(8, 3, 3, 3), 'features.0.1.weight': noise(8)}
-    model = small()
+    model = random_backbone()
     before = snapshot(model)
     for state_dict in (resnet, swin, efficientnet):
         with pytest.raises(
@@ -189,7 +187,7 @@ def test_unexpected_names_are_reported_and_with_strict_refused():
     handler.emit = records.append
     logger = MMLogger.get_current_instance()
     logger.addHandler(handler)
-    model = small()
+    model = random_backbone()
     before = snapshot(model)
     try:
         with pytest.raises(ValueError, match=r'Unexpected key.*stages\.0\.blocks\.0\.extra'):
@@ -212,9 +210,9 @@ def test_unexpected_names_are_reported_and_with_strict_refused():
     ]
 
 
-def test_a_model_cut_short_takes_what_it_has():
+def test_a_truncated_model_loads_its_own_tensors():
     reference = make_reference(map_norms=True)
-    model = small(out_features=('stem', 'stage2'))
+    model = random_backbone(out_features=('stem', 'stage2'))
     report = load_checkpoint(model, reference.state_dict())
     reasons = list(report.ignored.values())
     assert set(reasons) == {'deeper stages', 'norms of maps not asked for'}
@@ -222,16 +220,16 @@ def test_a_model_cut_short_takes_what_it_has():
     assert report.missing == [f'hidden_states_norms.stem.{x}' for x in LEAVES]
     assert all(name in model.state_dict() for name in report.matched)
     with pytest.raises(ValueError, match='Missing key'):
-        load_checkpoint(small(), model.state_dict())
+        load_checkpoint(random_backbone(), model.state_dict())
 
 
-@pytest.mark.parametrize('door', ['function', 'state dict'])
+@pytest.mark.parametrize('entry_point', ['function', 'state dict'])
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
-def test_adapt_stem_keeps_the_response_to_repeated_rgb(channels, door):
+def test_adapt_stem_keeps_the_response_to_repeated_rgb(channels, entry_point):
     reference = make_reference()
-    model = small(num_channels=channels, adapt_stem=True)
+    model = random_backbone(num_channels=channels, adapt_stem=True)
     state_dict = timm(reference.state_dict())
-    if door == 'function':
+    if entry_point == 'function':
         report = load_checkpoint(model, state_dict)
         assert report.adapted == ['embeddings.patch_embeddings.weight']
         assert '(1 adapted)' in str(report)
@@ -257,7 +255,7 @@ def test_adapt_stem_keeps_the_response_to_repeated_rgb(channels, door):
 
 def test_other_channels_without_adapt_stem_are_an_error_that_names_it():
     state_dict = timm(make_reference().state_dict())
-    model = small(num_channels=4)
+    model = random_backbone(num_channels=4)
     before = snapshot(model)
     for load in (
         lambda: load_checkpoint(model, state_dict),
@@ -266,12 +264,12 @@ def test_other_channels_without_adapt_stem_are_an_error_that_names_it():
         with pytest.raises(ValueError, match=r'images with 3 channels.*takes 4.*adapt_stem=True'):
             load()
     assert same(before, model.state_dict())
-    # The rule is one for RGB weights.
+    # The rule only applies to RGB weights.
     with pytest.raises(ValueError, match='num_channels=4'):
-        load_checkpoint(small(adapt_stem=True), model.state_dict())
-    # Another patch size is no matter of channels.
+        load_checkpoint(random_backbone(adapt_stem=True), model.state_dict())
+    # Another patch size is not a channel mismatch.
     with pytest.raises(ValueError, match=r'\(8, 3, 4, 4\) for \(8, 4, 2, 2\)'):
-        load_checkpoint(small(num_channels=4, patch_size=2, adapt_stem=True), state_dict)
+        load_checkpoint(random_backbone(num_channels=4, patch_size=2, adapt_stem=True), state_dict)
 
 
 def test_models_that_cannot_be_loaded_are_refused():
@@ -281,7 +279,7 @@ def test_models_that_cannot_be_loaded_are_refused():
     with pytest.raises(ValueError, match=r'meta device: call to_empty'):
         load_checkpoint(abstract(SMALL), state_dict)
     with pytest.raises(TypeError, match='got int'):
-        load_checkpoint(small(), 3)
+        load_checkpoint(random_backbone(), 3)
 
 
 @pytest.mark.parametrize(

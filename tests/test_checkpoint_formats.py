@@ -1,10 +1,9 @@
-"""Every naming, with the odd shapes of each, gives the features of the model it came from."""
+"""Every format, with its special shapes, gives the features of the original model."""
 
 import pytest
 import torch
 from checkpoint_files import (
     CASES,
-    STAGES,
     WITH_MAP_NORMS,
     WRITERS,
     make_reference,
@@ -16,14 +15,9 @@ from checkpoint_files import (
     torchvision,
     write,
 )
-from conftest import SMALL
+from helpers import SMALL, small_backbone
 
-from convnext_backbone import ConvNextBackbone, infer_arch, load_checkpoint
-
-
-def small(version: int = 1, **args) -> ConvNextBackbone:
-    args = dict(out_features=STAGES) | args
-    return ConvNextBackbone(SMALL, use_grn=version == 2, **args).eval()
+from convnext_backbone import infer_arch, load_checkpoint
 
 
 def assert_same_features(model, reference):
@@ -37,7 +31,7 @@ def assert_same_features(model, reference):
 @pytest.mark.parametrize(('name', 'version'), CASES)
 def test_every_source_gives_its_models_features(name, version):
     reference = make_reference(version, map_norms=name in WITH_MAP_NORMS)
-    model = small(version)
+    model = small_backbone(use_grn=version == 2)
     report = load_checkpoint(model, write(name, reference.state_dict()), strict=True)
     assert_same_features(model, reference)
 
@@ -51,13 +45,13 @@ def test_every_source_gives_its_models_features(name, version):
 @pytest.mark.parametrize(('name', 'version'), CASES)
 def test_every_source_loads_by_load_state_dict(name, version):
     reference = make_reference(version, map_norms=name in WITH_MAP_NORMS)
-    model = small(version)
+    model = small_backbone(use_grn=version == 2)
     model.load_state_dict(write(name, reference.state_dict()), strict=True)
     assert_same_features(model, reference)
 
 
 @pytest.mark.parametrize(('name', 'version'), CASES)
-def test_the_architecture_is_read_off_every_source(name, version):
+def test_the_architecture_is_inferred_from_every_source(name, version):
     arguments = infer_arch(write(name, make_reference(version).state_dict()))
     scale = 1e-6 if version == 1 else None
     assert arguments == dict(arch=SMALL, use_grn=version == 2, layer_scale_init_value=scale)
@@ -75,7 +69,9 @@ def test_the_architecture_is_read_off_every_source(name, version):
     ],
 )
 def test_the_report_names_what_was_reshaped(name, version, reshaped):
-    report = load_checkpoint(small(version), write(name, make_reference(version).state_dict()))
+    report = load_checkpoint(
+        small_backbone(use_grn=version == 2), write(name, make_reference(version).state_dict())
+    )
     expected = {key for key in report.matched if any(key.endswith(f'.{r}') for r in reshaped)}
     assert set(report.reshaped) == expected
     assert len(expected) == 7 * len(reshaped)
@@ -96,7 +92,7 @@ def test_the_report_names_what_was_reshaped(name, version, reshaped):
 )
 def test_the_report_says_what_was_ignored_and_why(name, version, ignored):
     reasons = load_checkpoint(
-        small(version), write(name, make_reference(version).state_dict())
+        small_backbone(use_grn=version == 2), write(name, make_reference(version).state_dict())
     ).ignored.values()
     assert {reason: list(reasons).count(reason) for reason in reasons} == ignored
 
@@ -104,19 +100,19 @@ def test_the_report_says_what_was_ignored_and_why(name, version, ignored):
 @pytest.mark.parametrize('prefix', ['module.', 'backbone.', 'model.encoder.', 'student.backbone.'])
 def test_prefixes_of_whole_models_are_found(prefix):
     reference = make_reference()
-    model = small()
+    model = small_backbone()
     state_dict = {prefix + k: v for k, v in meta(reference.state_dict()).items()}
     assert load_checkpoint(model, state_dict).prefix == prefix
     assert_same_features(model, reference)
 
 
-def test_of_student_and_teacher_the_teacher_is_loaded():
+def test_the_teacher_is_preferred_to_the_student():
     teacher, student = make_reference(seed=1), make_reference(seed=2)
     both = {}
     for name, network in (('student', student), ('teacher', teacher)):
         both |= {f'{name}.backbone.{k}': v for k, v in meta(network.state_dict()).items()}
         both[f'{name}.dino_head.mlp.0.weight'] = noise(4, 32)
-    model = small()
+    model = small_backbone()
     report = load_checkpoint(model, both)
     assert report.prefix == 'teacher.backbone.'
     assert_same_features(model, teacher)
@@ -132,11 +128,11 @@ def test_of_student_and_teacher_the_teacher_is_loaded():
     assert_same_features(model, student)
 
 
-def test_of_two_equal_backbones_one_has_to_be_named():
+def test_one_of_two_equal_backbones_must_be_chosen():
     one, other = make_reference(seed=1), make_reference(seed=2)
     both = {f'rgb.{k}': v for k, v in meta(one.state_dict()).items()}
     both |= {f'depth.{k}': v for k, v in meta(other.state_dict()).items()}
-    model = small()
+    model = small_backbone()
     with pytest.raises(ValueError, match=r'several ConvNeXts, beneath depth\., rgb\.'):
         load_checkpoint(model, both)
     for prefix, reference in (('rgb', one), ('depth.', other)):
@@ -146,11 +142,11 @@ def test_of_two_equal_backbones_one_has_to_be_named():
         load_checkpoint(model, both, prefix='lidar')
 
 
-def test_a_small_part_of_another_model_does_not_stand_in_the_way():
+def test_a_small_part_of_another_model_is_ignored():
     reference = make_reference()
     state_dict = {f'backbone.{k}': v for k, v in meta(reference.state_dict()).items()}
     state_dict |= {f'aux.{k}': v for k, v in state_dict.items() if 'stages.0.0' in k}
-    model = small()
+    model = small_backbone()
     assert load_checkpoint(model, state_dict).prefix == 'backbone.'
     assert_same_features(model, reference)
 
@@ -161,18 +157,18 @@ def test_a_small_part_of_another_model_does_not_stand_in_the_way():
 def test_containers_are_opened(key):
     reference = make_reference()
     content = {'epoch': 1, key: timm(reference.state_dict())}
-    model = small()
+    model = small_backbone()
     assert key in load_checkpoint(model, content).container
     assert_same_features(model, reference)
-    model = small()
+    model = small_backbone()
     model.load_state_dict(content)
     assert_same_features(model, reference)
 
 
-def test_a_lone_norm3_is_a_classifiers_unless_a_dense_model_stands_around_it():
+def test_a_single_norm3_belongs_to_a_classifier_unless_the_model_is_dense():
     hf = make_reference(map_norms=True).state_dict()
     alone = {k: v for k, v in mmpretrain(hf).items() if not k.startswith('head')}
-    model = small(out_features=('stage4',))
+    model = small_backbone(out_features=('stage4',))
     classifiers = (
         mmpretrain(hf),
         alone,
@@ -191,22 +187,24 @@ def test_a_lone_norm3_is_a_classifiers_unless_a_dense_model_stands_around_it():
     assert torch.equal(
         model.hidden_states_norms['stage4'].bias, hf['hidden_states_norms.stage4.bias']
     )
-    # Beneath the prefix nothing shows a dense model, but norm3 does not stand alone.
-    assert load_checkpoint(small(), openmmlab_segmenter(hf), prefix='backbone').missing == []
+    # Under the prefix no key shows a dense model, but norm3 is not the only norm.
+    assert (
+        load_checkpoint(small_backbone(), openmmlab_segmenter(hf), prefix='backbone').missing == []
+    )
 
 
-def test_norms_of_some_maps_leave_the_others_fresh():
+def test_norms_of_some_maps_leave_the_others_unchanged():
     hf = make_reference(map_norms=True).state_dict()
     segmenter = openmmlab_segmenter(hf)
     del segmenter['backbone.norm1.weight'], segmenter['backbone.norm1.bias']
-    report = load_checkpoint(small(), segmenter)
+    report = load_checkpoint(small_backbone(), segmenter)
     assert report.missing == [f'hidden_states_norms.stage2.{x}' for x in ('weight', 'bias')]
     assert 'fresh norms of feature maps, as expected: hidden_states_norms.stage2' in str(report)
 
 
 def test_half_precision_is_loaded_in_the_models_precision():
     hf = {k: v.half() for k, v in make_reference().state_dict().items()}
-    model = small()
+    model = small_backbone()
     load_checkpoint(model, timm(hf))
     weight = model.embeddings.patch_embeddings.weight
     assert weight.dtype == torch.float32
@@ -217,12 +215,12 @@ def test_two_names_of_one_tensor_are_refused():
     state_dict = timm(make_reference().state_dict())
     state_dict['stem.0.kernel'] = state_dict['stem.0.weight']
     with pytest.raises(ValueError, match=r'stem\.0\.weight.*stem\.0\.kernel.*patch_embeddings'):
-        load_checkpoint(small(), state_dict)
+        load_checkpoint(small_backbone(), state_dict)
 
 
-def test_numbers_that_no_stage_has_are_not_read_as_one():
+def test_invalid_stage_numbers_are_unexpected():
     state_dict = torchvision(make_reference().state_dict())
-    # Blocks stand at odd numbers, a downsampling at even ones.
+    # Blocks have odd numbers, downsampling layers have even numbers.
     state_dict['features.2.0.block.0.weight'] = noise(8, 1, 7, 7)
-    report = load_checkpoint(small(), state_dict)
+    report = load_checkpoint(small_backbone(), state_dict)
     assert report.unexpected == ['features.2.0.block.0.weight']

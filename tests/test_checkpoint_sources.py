@@ -1,4 +1,4 @@
-"""Files that are no checkpoint, or a dangerous or damaged one, each with an error of its own."""
+"""Invalid, dangerous and damaged checkpoint files, each with its own error."""
 
 import argparse
 import json
@@ -8,15 +8,15 @@ import sys
 
 import pytest
 import torch
-from checkpoint_files import STAGES, make_reference, meta
-from conftest import SMALL
+from checkpoint_files import make_reference, meta
+from helpers import small_backbone
 from safetensors.torch import save_file
 
-from convnext_backbone import ConvNextBackbone, load_checkpoint
+from convnext_backbone import load_checkpoint
 
 
 class Command:
-    """Unpickling it runs a command."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -30,7 +30,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def assert_refused(source, error, match) -> None:
-    model = ConvNextBackbone(SMALL, out_features=STAGES)
+    model = small_backbone()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(error, match=match) as info:
         load_checkpoint(model, source)
@@ -52,7 +52,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, kind):
 
 @pytest.mark.parametrize('kind', ['torch', 'legacy', 'safetensors'])
 @pytest.mark.parametrize('kept', [0.001, 0.1, 0.5, 0.99])
-def test_a_truncated_file_is_called_so(tmp_path, kind, kept):
+def test_a_truncated_file_is_reported_as_truncated(tmp_path, kind, kept):
     path = tmp_path / 'weights'
     if kind == 'safetensors':
         save_file(weights(), path)
@@ -122,7 +122,7 @@ def test_a_sharded_checkpoint_needs_all_its_shards(tmp_path):
     assert_refused(tmp_path, ValueError, 'is not the index of a sharded checkpoint')
 
 
-def test_arguments_and_an_optimiser_beside_the_weights_do_no_harm(tmp_path):
+def test_arguments_and_an_optimiser_next_to_the_weights_are_ignored(tmp_path):
     content = dict(
         model=weights(),
         args=argparse.Namespace(lr=1e-3, data='x'),
@@ -131,7 +131,7 @@ def test_arguments_and_an_optimiser_beside_the_weights_do_no_harm(tmp_path):
     )
     for name, new in (('new.pth', True), ('old.pth', False)):
         torch.save(content, tmp_path / name, _use_new_zipfile_serialization=new)
-        model = ConvNextBackbone(SMALL)
+        model = small_backbone()
         report = load_checkpoint(model, tmp_path / name)
         assert report.container == "torch file, key 'model'"
         assert torch.equal(
@@ -142,7 +142,7 @@ def test_arguments_and_an_optimiser_beside_the_weights_do_no_harm(tmp_path):
 def test_a_folder_with_one_file_of_any_name_is_read(tmp_path):
     save_file(weights(), tmp_path / 'open_clip_model.safetensors')
     (tmp_path / 'README.md').write_text('x')
-    assert load_checkpoint(ConvNextBackbone(SMALL), tmp_path).container == 'safetensors'
+    assert load_checkpoint(small_backbone(), tmp_path).container == 'safetensors'
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ import sys
 import pytest
 import torch
 from checkpoint_files import make_reference, meta, meta_detector, mmpretrain, timm, torchvision
-from conftest import REPO, SMALL, run_tool
+from helpers import REPO, run_tool, small_backbone
 from safetensors.torch import load_file, save_file
 
 from convnext_backbone import ConvNextBackbone, load_checkpoint
 from convnext_backbone.checkpoint import export, read_checkpoint, translate
 from convnext_backbone.checkpoint.containers import unwrap
+
+TOOL = 'model_converters/checkpoint.py'
 
 
 def same(one, other) -> bool:
@@ -23,7 +25,7 @@ def same(one, other) -> bool:
 def test_inspect_prints_what_a_checkpoint_is(tmp_path):
     state_dict = ConvNextBackbone('v2-atto').half().state_dict()
     torch.save(dict(state_dict={f'module.{k}': v for k, v in state_dict.items()}), tmp_path / 'x')
-    output = run_tool('checkpoint.py', 'inspect', 'x', cwd=tmp_path)
+    output = run_tool(TOOL, 'inspect', 'x', cwd=tmp_path)
     for words in (
         'hf: Hugging Face ConvNext',
         "torch file, key 'state_dict'",
@@ -41,9 +43,7 @@ def test_inspect_prints_what_a_checkpoint_is(tmp_path):
 def test_convert_writes_by_the_suffix(tmp_path, out):
     hf = make_reference(2).state_dict()
     save_file(mmpretrain(hf), tmp_path / 'in.safetensors')
-    output = run_tool(
-        'checkpoint.py', 'convert', 'in.safetensors', out, '--to', 'timm', cwd=tmp_path
-    )
+    output = run_tool(TOOL, 'convert', 'in.safetensors', out, '--to', 'timm', cwd=tmp_path)
     assert '(mmpretrain) written to' in output
     load = load_file if out.endswith('safetensors') else lambda p: torch.load(p, weights_only=True)
     assert same(load(tmp_path / out), timm(hf))
@@ -59,11 +59,11 @@ def test_convert_writes_by_the_suffix(tmp_path, out):
         ('convert', 'good.pth', 'good.pth', '--to', 'meta'),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(tmp_path, args):
+def test_bad_input_gives_one_line_and_a_status(tmp_path, args):
     (tmp_path / 'text.pth').write_text('no checkpoint')
     torch.save(meta(make_reference().state_dict()), tmp_path / 'good.pth')
     result = subprocess.run(
-        [sys.executable, str(REPO / 'tools/checkpoint.py'), *args],
+        [sys.executable, str(REPO / 'tools' / TOOL), *args],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -75,8 +75,8 @@ def test_bad_input_is_one_line_and_a_status(tmp_path, args):
 
 @pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('to', ['hf', 'meta', 'timm'])
-def test_there_and_back_is_an_identity(to, version):
-    model = ConvNextBackbone(SMALL, use_grn=version == 2, out_features=('stage2', 'stage4'))
+def test_a_round_trip_is_an_identity(to, version):
+    model = small_backbone(use_grn=version == 2, out_features=('stage2', 'stage4'))
     native = model.state_dict()
     written, left = export(native, to)
     norms = [k for k in native if k.startswith('hidden_states_norms')]
@@ -87,7 +87,7 @@ def test_there_and_back_is_an_identity(to, version):
 
 
 @pytest.mark.parametrize('version', [1, 2])
-def test_formats_are_written_as_their_owners_do(version):
+def test_formats_are_written_like_the_original_projects(version):
     hf = make_reference(version, map_norms=True).state_dict()
     for source in (meta, timm):
         found = translate(unwrap(source(hf)))
@@ -98,7 +98,7 @@ def test_formats_are_written_as_their_owners_do(version):
         export(whole.tensors, 'torchvision')
 
 
-def test_files_of_every_suffix_read_alike(tmp_path):
+def test_the_suffix_does_not_matter_for_reading(tmp_path):
     state_dict = torchvision(make_reference().state_dict())
     save_file(state_dict, tmp_path / 'a.bin')
     torch.save(state_dict, tmp_path / 'b.safetensors')

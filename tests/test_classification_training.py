@@ -1,4 +1,4 @@
-"""Real runs of classifiers: every config, the command lines, and the way under a detector."""
+"""Real runs of classifiers: every config, the command lines, and transfer to a detector."""
 
 import pickle
 import re
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, load_whole, run_tool
+from helpers import REPO, load_whole, run_tool
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
@@ -23,10 +23,10 @@ PAPER = {'t': (28.6, 0.1), 's': (50, 0.4), 'b': (89, 0.5)}
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A folder with the generated shapes where the demo's config looks for them."""
+    """A folder with the generated shapes where the demo's config expects them."""
     folder = tmp_path_factory.mktemp('run')
     args = ('--train', 320, '--val', 40, '--size', 64)
-    run_tool('make_shapes_folder.py', 'data/shapes_folder', *args, cwd=folder)
+    run_tool('dataset_converters/make_shapes_folder.py', 'data/shapes_folder', *args, cwd=folder)
     return folder
 
 
@@ -35,7 +35,7 @@ def test_config_takes_a_step_on_its_own_data(path, folder):
     cfg = Config.fromfile(path)
     init_default_scope('mmengine')
     cfg.train_dataloader.dataset.data_root = str(folder / 'data/shapes_folder/train')
-    # The large ones take gigabytes; their shapes are the next test's.
+    # The large models need gigabytes; the next test checks their shapes.
     cfg.model.arch = 'atto'
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     model = MODELS.build(cfg.model)
@@ -44,7 +44,7 @@ def test_config_takes_a_step_on_its_own_data(path, folder):
     batch = [dataset[i] for i in (0, -1)]
     data = model.data_preprocessor(pseudo_collate(batch), training=True)
     loss = model.train()(**data, mode='loss')['loss']
-    # Before any training, every class is as probable as any other.
+    # Before training, all classes are equally probable.
     assert loss.item() == pytest.approx(np.log(model.num_labels), rel=0.15)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -76,7 +76,7 @@ def test_recipes_are_the_papers(size):
     assert optimizer.pop('type') == 'AdamW'
     optimizer = torch.optim.AdamW([parameter], **optimizer)
     assert (optimizer.defaults['betas'], optimizer.defaults['weight_decay']) == ((0.9, 0.999), 0.05)
-    # Counted in iterations, of which an epoch here has three.
+    # Schedules count iterations; an epoch has three here.
     build_args = dict(optimizer=optimizer, epoch_length=3)
     schedulers = [PARAM_SCHEDULERS.build(s, default_args=build_args) for s in cfg.param_scheduler]
     rates = []
@@ -87,7 +87,7 @@ def test_recipes_are_the_papers(size):
             scheduler.step()
     assert len(rates) == 900
     assert rates[0] < 1e-5
-    # A straight line for 20 epochs, then half a cosine.
+    # Linear warm-up for 20 epochs, then half a cosine.
     assert rates[30] == pytest.approx(4e-3 / 2, rel=0.05)
     assert rates[60] == max(rates) == pytest.approx(4e-3, rel=0.01)
     assert rates[480] == pytest.approx(4e-3 / 2, rel=0.01)
@@ -100,7 +100,7 @@ def accuracies(text):
 
 @pytest.fixture(scope='module')
 def trained(folder):
-    """Ten short epochs of the demo; the larger layer scale saves it a slow start."""
+    """Ten short epochs of the demo; the larger layer scale avoids a slow start."""
     options = ['train_cfg.max_epochs=10', 'train_cfg.val_interval=3']
     options += ['model.layer_scale_init_value=0.1', 'optim_wrapper.optimizer.lr=2e-3']
     options += ['default_hooks.checkpoint.interval=10']
@@ -131,7 +131,7 @@ def test_saved_weights_give_the_same_accuracy(trained):
 
 
 def test_training_resumes_with_averaged_weights(folder):
-    """EMA evaluates and saves the average; resuming reads both kinds of weights back."""
+    """EMA evaluates and saves the average; resuming loads both kinds of weights."""
     config = folder / 'averaged.py'
     config.write_text(
         f'_base_ = {str(DEMO)!r}\n'
@@ -159,7 +159,7 @@ def test_classify_prints_the_right_classes(trained):
         next((folder / f'data/shapes_folder/val/{name}').glob('*.png'))
         for name in ('circle', 'square', 'triangle')
     ]
-    output = run_tool('classify.py', *images, '--checkpoint', 'run/epoch_10.pth', cwd=folder)
+    output = run_tool('demo/classify.py', *images, '--checkpoint', 'run/epoch_10.pth', cwd=folder)
     lines = output.splitlines()
     blocks = [lines[lines.index(str(image)) :][:4] for image in images]
     model = load_trained(folder)
@@ -174,7 +174,7 @@ def test_classify_prints_the_right_classes(trained):
         ]
         assert rows == expected
     output = run_tool(
-        *('classify.py', images[0], '--checkpoint', 'run/epoch_10.pth'),
+        *('demo/classify.py', images[0], '--checkpoint', 'run/epoch_10.pth'),
         *('--config', DEMO, '--topk', 1),
         cwd=folder,
     )
@@ -192,7 +192,7 @@ def load_trained(folder):
     ('args', 'message'),
     [
         (['none.png', '--checkpoint', 'run/epoch_10.pth'], 'no such file: none.png'),
-        (['image.png', '--checkpoint', 'alone/file.pth'], '0 configs lie beside'),
+        (['image.png', '--checkpoint', 'alone/file.pth'], '0 configs found next to'),
         (['image.png', '--checkpoint', 'alone/file.pth', '--config', DEMO], 'file.pth'),
     ],
 )
@@ -202,15 +202,17 @@ def test_classify_refuses_in_one_line(trained, args, message):
     (folder / 'alone').mkdir(exist_ok=True)
     (folder / 'alone/file.pth').write_text('no checkpoint')
     with pytest.raises(AssertionError, match=re.escape(message)) as caught:
-        run_tool('classify.py', *args, cwd=folder)
+        run_tool('demo/classify.py', *args, cwd=folder)
     assert 'Traceback' not in str(caught.value)
 
 
 def test_transfer_compares_two_starts(trained):
     folder, _ = trained
-    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 8, '--val', 2, cwd=folder)
+    images = ('--train', 8, '--val', 2)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
     output = run_tool(
-        *('transfer.py', 'run/epoch_10.pth', '--seeds', 1, '--epochs', 1, '--work-dir', 'transfer'),
+        *('analysis_tools/transfer.py', 'run/epoch_10.pth', '--work-dir', 'transfer'),
+        *('--seeds', 1, '--epochs', 1),
         cwd=folder,
     )
     assert output.count('ConvNextBackbone: loaded 124 tensors') == 1

@@ -1,9 +1,9 @@
-"""The pooled model and the classifier against transformers' own; what they refuse."""
+"""Compares the pooled model and the classifier with transformers, and checks their errors."""
 
 import pytest
 import torch
 from checkpoint_files import CASES, WRITERS
-from conftest import SMALL, randomize
+from helpers import SMALL, randomize, small_backbone
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from transformers import (
@@ -16,7 +16,6 @@ from transformers import ConvNextForImageClassification as HFConvNextForImageCla
 from transformers import ConvNextModel as HFConvNextModel
 
 from convnext_backbone import (
-    ConvNextBackbone,
     ConvNextForImageClassification,
     ConvNextModel,
     load_checkpoint,
@@ -72,7 +71,7 @@ def build_pair(family, num_labels=5, problem_type=None):
     model = ConvNextForImageClassification(
         SMALL, num_labels=num_labels, problem_type=problem_type, **own_args
     ).eval()
-    # Hugging Face names the trunk of V2 otherwise.
+    # Hugging Face uses another name for the trunk of V2.
     state_dict = {
         k.replace('convnextv2.', 'convnext.'): v for k, v in reference.state_dict().items()
     }
@@ -132,7 +131,7 @@ def test_losses_agree(family, problem, inferred):
         labels = labels.clamp(0, 1)
     model, reference = build_pair(family, num_labels, None if inferred else problem_type)
     pixel_values = images()
-    # Their cross entropy takes int64 only.
+    # Hugging Face's cross entropy only takes int64.
     expected = reference(pixel_values, labels=labels.long() if problem_type == SINGLE else labels)
     assert reference.config.problem_type == problem_type
     for data_samples in (labels, samples(labels), samples(labels.reshape(3, -1))):
@@ -141,7 +140,7 @@ def test_losses_agree(family, problem, inferred):
         assert_close(losses['loss'], expected.loss)
 
 
-def test_predictions_are_those_of_the_logits():
+def test_predictions_match_the_logits():
     model, _ = build_pair('v1', problem_type=SINGLE)
     pixel_values = images()
     logits = model(pixel_values)
@@ -165,7 +164,7 @@ def test_predictions_are_those_of_the_logits():
 
 
 def test_smoothed_and_mixed_targets():
-    """A smoothed label is (1 - s) of the label and s / num_labels of every class."""
+    """A smoothed label is (1 - s) * label + s / num_labels."""
     model, _ = build_pair('v1')
     pixel_values, labels = images(), torch.tensor([4, 0, 2])
     scores = torch.tensor([[0, 0.3, 0, 0, 0.7], [1, 0, 0, 0, 0], [0.2, 0.2, 0.2, 0.2, 0.2]])
@@ -250,7 +249,7 @@ def test_bad_calls_are_refused():
 
 
 def reference_checkpoint(writer, version):
-    """A Hugging Face classifier's logits, and its weights in another project's names."""
+    """A Hugging Face classifier, and its weights with the keys of another project."""
     config_class, _, hf_class, own_args = FAMILIES[f'v{version}']
     reference = randomize(hf_class(config_class(**SMALL, num_labels=5))).eval()
     trunk = reference.base_model
@@ -297,7 +296,7 @@ def test_classifiers_load_with_head(writer, version, tmp_path):
     assert_close(pooled(pixel_values).pooler_output, expected_pooled)
 
 
-def test_a_head_that_does_not_fit_leaves_the_model_alone():
+def test_a_head_that_does_not_fit_leaves_the_model_unchanged():
     _, written, _ = reference_checkpoint('meta', 1)
     headless = {k: v for k, v in written.items() if not k.startswith('head')}
     model = ConvNextForImageClassification(SMALL, num_labels=4)
@@ -314,12 +313,12 @@ def test_a_head_that_does_not_fit_leaves_the_model_alone():
     assert torch.equal(model.convnext.layernorm.weight, written['norm.weight'])
 
 
-def test_a_classifier_plugs_under_a_backbone(tmp_path):
+def test_a_classifier_loads_into_a_backbone(tmp_path):
     model = randomize(ConvNextForImageClassification(SMALL, num_labels=5)).eval()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'classifier.pth')
-    backbone = ConvNextBackbone(
-        SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'classifier.pth'))
-    ).eval()
+    backbone = small_backbone(
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'classifier.pth'))
+    )
     backbone.init_weights()
     pixel_values = images()
     expected = model.convnext(pixel_values).last_hidden_state

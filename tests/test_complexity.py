@@ -1,4 +1,4 @@
-"""Parameters and FLOPs against the papers' tables, and the counter itself."""
+"""Compares parameters and FLOPs with the papers' tables, and checks the counter."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 from complexity import ConvolutionsInTrace, Inference, default_shape, measure, needs_numbers
-from conftest import REPO, run_tool
+from helpers import REPO, run_tool
 from mmdet.models import FPN
 from mmdet.structures import DetDataSample
 from mmengine.analysis import FlopAnalyzer
@@ -48,7 +48,7 @@ DETECTORS = {
     'cascade-mask-rcnn_convnext-l': ('255', '1354'),
     'cascade-mask-rcnn_convnext-xl': ('407', '1898'),
 }
-# The same at 2048 x 512 or 2560 x 640, by the crop: ConvNeXt, table 4, and its repository.
+# The same at 2048 x 512 or 2560 x 640, by crop size: ConvNeXt, table 4, and its repository.
 SEGMENTORS = {
     'convnext-t_upernet_amp-160k_ade20k-512x512': ('60', '939'),
     'convnext-s_upernet_amp-160k_ade20k-512x512': ('82', '1027'),
@@ -91,19 +91,19 @@ def measure_once(build: Callable, name: str, shape: tuple[int, int]) -> dict[str
 
 
 def as_printed(number: float, published: str) -> str:
-    """A number with as many decimals as the published one."""
+    """Formats a number with as many decimals as the published one."""
     decimals = len(published.partition('.')[2])
     return f'{number:.{decimals}f}'
 
 
 def count_layers(cfg: Config) -> Counter:
-    """Counts FLOPs by the shapes that layers see, without any tracing.
+    """Counts FLOPs from the output shapes of layers, without tracing.
 
     Returns:
-        The multiply-adds of convolutions and linear layers in ``products``. What not every counter
-        takes: ``biases`` of convolutions and ReLUs; 5 for an element of a layer norm, of
-        ``last_norms`` in a block or behind the pooling and of ``first_norms`` elsewhere; 2 for an
-        element of a batch norm and 1 of a map that FPN upsamples in ``others``.
+        The multiply-adds of convolutions and linear layers in ``products``. Not every counter
+        includes the rest: ``biases`` of convolutions and ReLUs; 5 per element of a layer norm, in
+        ``last_norms`` (in blocks and after the pooling) or ``first_norms`` (elsewhere); 2 per
+        element of a batch norm and 1 per element that FPN upsamples, in ``others``.
     """
     flops = Counter()
 
@@ -146,8 +146,8 @@ def test_figures_are_those_published(build, name, params, flops):
     found, layers = measure_once(build, name, default_shape(cfg)), count_layers(cfg)
     assert as_printed(found['params'] / 1e6, params) == params
     assert found['flops'] == layers.total() - layers['biases']
-    # The first paper's figures hold biases and ReLUs, but none of ConvNeXt's norms. The second's
-    # hold norms as mmengine counts them, but not those over the first axis, spelt out in its code.
+    # The first paper counts biases and ReLUs, but no norms of ConvNeXt. The second paper counts
+    # norms like mmengine, except for norms over the first axis.
     left = 'last_norms' if name.startswith('v2-') else 'biases'
     assert as_printed((layers['products'] + layers[left]) / 1e9, flops) == flops
     assert found['flops'] / 1e9 == pytest.approx(float(flops), rel=0.01)
@@ -160,10 +160,10 @@ def test_figures_of_segmentors_are_those_published(name):
     cfg = load(path)
     found, layers = measure_once(load, path, default_shape(cfg)), count_layers(cfg)
     assert as_printed(found['params'] / 1e6, params) == params
-    # The figures hold biases, ReLUs and batch norms, but neither ConvNeXt's norms nor the resizing
-    # of maps, which mmengine takes for 4 FLOPs an element: about 0.1 % of the whole.
-    held = layers['products'] + layers['biases'] + layers['others']
-    assert as_printed(held / 1e9, flops) == flops
+    # The figures include biases, ReLUs and batch norms, but not ConvNeXt's norms or the resizing
+    # of maps, which mmengine counts as 4 FLOPs per element: about 0.1 % of the total.
+    counted = layers['products'] + layers['biases'] + layers['others']
+    assert as_printed(counted / 1e9, flops) == flops
     assert 1 < found['flops'] / 1e9 / float(flops) < 1.002
 
 
@@ -174,7 +174,7 @@ def test_a_detector_on_the_meta_device_counts_as_one_that_runs():
     sample = DetDataSample(metainfo=dict(img_shape=shape, scale_factor=(1.0, 1.0)))
 
     class Running(nn.Module):
-        """mmdet's own pass, with proposals that its RPN found."""
+        """mmdet's own forward pass, with proposals from its RPN."""
 
         def __init__(self):
             super().__init__()
@@ -191,7 +191,7 @@ def test_a_backbone_alone_is_its_classifier_without_the_head():
     cfg = Config(dict(model=dict(type=ConvNextBackbone, arch='atto', out_features=stages)))
     alone, whole = measure(cfg), measure(classifier('atto'))
     assert whole['params'] - alone['params'] == 320 * 1000 + 1000
-    # The head, and a norm of one pooled vector in place of 7 x 7.
+    # The head, and a norm of one pooled vector instead of 7 x 7.
     assert whole['flops'] - alone['flops'] == 320 * 1000 - 5 * 320 * 48
 
 
@@ -213,7 +213,9 @@ def test_what_cannot_be_counted_is_an_error():
 
 def test_tool_prints_what_it_measures(tmp_path):
     path = 'demo/convnext-atto_shapes.py'
-    output = run_tool('complexity.py', REPO / 'configs' / path, '--shape', 128, 192, cwd=tmp_path)
+    output = run_tool(
+        'analysis_tools/complexity.py', REPO / 'configs' / path, '--shape', 128, 192, cwd=tmp_path
+    )
     found = measure(load(path), (128, 192))
     assert '128 x 192' in output
     assert f'{found["params"] / 1e6:.2f} M' in output
@@ -229,16 +231,16 @@ def test_table_lists_every_config_once():
 
 
 @pytest.mark.parametrize('row', ROWS, ids=lambda row: row['name'])
-def test_table_says_what_is_measured(row):
+def test_table_matches_the_measurement(row):
     cfg = load(row['path'])
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     with torch.device('meta'):
         model = MODELS.build({**deepcopy(cfg.model), 'data_preprocessor': None})
     params = sum(parameter.numel() for parameter in model.parameters())
-    # The two stacks' mmdet build DINO's decoder differently, by 0.13 M parameters.
+    # DINO's decoder differs by 0.13 M parameters between the two stacks.
     tolerance = 0.15 if row['name'].startswith('dino') else 0.05
     assert params / 1e6 == pytest.approx(float(row['params']), rel=0, abs=tolerance)
-    # Models that have to run would take minutes.
+    # Models that must run would take minutes.
     if not needs_numbers(model):
         found = measure_once(load, row['path'], (int(row['height']), int(row['width'])))
         assert found['params'] == params

@@ -1,11 +1,11 @@
-"""The README's examples run; RoIAlign gets what it can read."""
+"""The README's examples run, and RoIAlign gets contiguous maps."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, randomize
+from helpers import REPO, randomize
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -20,7 +20,7 @@ def _mmdet_scope():
 
 
 def readme_block(marker: str) -> str:
-    """The README's Python example that holds ``marker``."""
+    """The README's Python example that contains ``marker``."""
     blocks = re.findall(r'```python\n(.*?)```', (REPO / 'README.md').read_text(), re.DOTALL)
     (block,) = [block for block in blocks if marker in block]
     return block
@@ -60,7 +60,7 @@ def test_plain_pytorch_of_the_readme_gives_what_it_says():
 
 
 def roi_features(model, images, rois):
-    """What the box head is given: RoIAlign over the FPN's maps."""
+    """The input of the box head: RoIAlign on the FPN's maps."""
     return model.roi_head.bbox_roi_extractor(model.extract_feat(images)[:4], rois)
 
 
@@ -83,10 +83,10 @@ def test_roi_align_agrees_on_a_channels_last_backbone(demo_detector):
     assert (actual - expected).norm() < 1e-4 * expected.norm()
 
 
-def test_moving_the_whole_detector_to_channels_last_is_told(demo_detector):
+def test_moving_the_whole_detector_to_channels_last_warns(demo_detector):
     model, images, rois = demo_detector
     expected = roi_features(model, images, rois)
     with pytest.warns(UserWarning, match='RoIAlign reads those wrongly'):
         model.to(memory_format=torch.channels_last)
-    # The reason for the warning: once mmcv reads strides, this fails and the warning can go.
+    # The reason for the warning. If this fails, mmcv supports strides: remove the warning.
     assert (roi_features(model, images, rois) - expected).norm() > 0.1 * expected.norm()

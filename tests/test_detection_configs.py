@@ -1,4 +1,4 @@
-"""Every detector config trains a step and predicts; the published ones are the paper's recipes."""
+"""Every detector config trains a step and predicts; published ones match the paper's recipes."""
 
 import copy
 from functools import cache
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO
+from helpers import REPO
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -43,7 +43,7 @@ def read(path: Path) -> Config:
 
 
 def load(path: Path) -> Config:
-    """Reads a config once, and gives a copy to change."""
+    """Reads a config once and returns a copy."""
     return copy.deepcopy(read(path))
 
 
@@ -53,7 +53,7 @@ def reader_of_maps(model: ConfigDict) -> ConfigDict:
 
 
 def narrow(model: ConfigDict) -> None:
-    """Leaves a detector as it is but for the backbone's size, and the number and size of inputs."""
+    """Only reduces the backbone's size and the number and size of inputs."""
     backbone = model.backbone
     backbone.use_grn = backbone.arch.startswith('v2-')
     backbone.arch = dict(depths=[1, 1, 2, 1], hidden_sizes=[16, 64, 64, 64])
@@ -79,7 +79,7 @@ def without_type(cfg: ConfigDict) -> dict:
 
 
 def demo_inputs(model: ConfigDict) -> dict:
-    """Two images with boxes, masks and a map of the stuff that the detector knows."""
+    """Two images with boxes, and with masks and a semantic map if the detector uses them."""
     head = model.get('bbox_head') or model.get('panoptic_head') or model.roi_head.bbox_head
     head = head[0] if isinstance(head, list) else head
     return demo_mm_inputs(
@@ -118,7 +118,7 @@ def test_config_trains_a_step_and_predicts(path):
 
 
 def check_prediction(result, model: ConfigDict) -> None:
-    """A prediction has what its kind of detector promises, in the size of the image."""
+    """Checks that a prediction is complete and has the size of the image."""
     instances = result.pred_instances
     assert instances.bboxes.shape == (len(instances.scores), 4)
     assert ((instances.scores >= 0) & (instances.scores <= 1)).all()
@@ -134,12 +134,12 @@ def test_config_builds_in_full_with_an_optimizer_that_spares_biases_and_norms(pa
     with torch.device('meta'):
         model = MODELS.build(copy.deepcopy(cfg.model))
     assert list(reader_of_maps(cfg.model).in_channels) == model.backbone.channels
-    # Mixed precision only changes how gradients are scaled, and needs a GPU.
+    # Mixed precision needs a GPU and only changes how gradients are scaled.
     optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}
     optim_wrapper.pop('loss_scale', None)
     optimizer = build_optim_wrapper(model, optim_wrapper).optimizer
     decays = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
-    # Queries and embeddings of levels, which mmdet spares too.
+    # mmdet also excludes queries and level embeddings from weight decay.
     custom_keys = cfg.optim_wrapper.paramwise_cfg.get('custom_keys', {})
     spared = [key for key, mult in custom_keys.items() if mult.get('decay_mult') == 0]
     for name, parameter in model.named_parameters():

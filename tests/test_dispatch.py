@@ -1,8 +1,8 @@
-"""Which way a block is run, and that the log says so."""
+"""Which implementation a block uses, and what the log says about it."""
 
 import pytest
 import torch
-from conftest import SMALL, STAGES, randomize
+from helpers import STAGES, randomize, small_backbone
 from mmengine.logging import MMLogger
 from torch import nn
 from torch.autograd import forward_ad
@@ -12,12 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from convnext_backbone import ConvNextBackbone, ConvNextDropPath, ConvNextLayer, ConvNextLayerNorm
 from convnext_backbone.ops import dispatch, native
 
-MAPS = STAGES[1:]
-
 
 @pytest.fixture
 def log(caplog):
-    """The lines that are logged during a test, as if nothing had been logged before."""
+    """The lines logged during a test, also if an earlier test logged them."""
     dispatch._log_once.cache_clear()
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
@@ -31,14 +29,14 @@ def layer():
 
 
 @pytest.fixture
-def input():
+def features():
     return torch.randn(2, 16, 9, 9)
 
 
-def assert_runs_modules(layer, input, log, reason):
-    """The block gives exactly what its modules give, and the one line of the log says why."""
-    assert torch.equal(layer(input), layer.run_modules(input))
-    assert torch.equal(layer(input), layer.run_modules(input))
+def assert_runs_modules(layer, features, log, reason):
+    """The output is exactly that of the modules, and one log line gives the reason."""
+    assert torch.equal(layer(features), layer.run_modules(features))
+    assert torch.equal(layer(features), layer.run_modules(features))
     (line,) = log()
     assert line.startswith('ConvNeXt blocks run module by module: ')
     assert reason in line
@@ -46,7 +44,7 @@ def assert_runs_modules(layer, input, log, reason):
 
 @pytest.mark.skipif(not native.load_kernels(), reason='the kernels are not built')
 def test_one_line_says_that_blocks_run_fused(log):
-    model = ConvNextBackbone('atto', out_features=MAPS)
+    model = ConvNextBackbone('atto', out_features=STAGES)
     for _ in range(2):
         model(torch.randn(1, 3, 64, 64))
     assert log() == ['ConvNeXt blocks run fused, with compiled kernels']
@@ -54,7 +52,7 @@ def test_one_line_says_that_blocks_run_fused(log):
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """Where kernels are looked for during a test."""
+    """The path of the kernels during a test."""
     path = tmp_path / 'kernels.so'
     monkeypatch.setattr(native, 'library_path', lambda: path)
     native.load_kernels.cache_clear()
@@ -62,23 +60,23 @@ def library(tmp_path, monkeypatch):
     native.load_kernels.cache_clear()
 
 
-def test_missing_kernels_are_told(layer, input, log, library):
-    layer(input)
+def test_missing_kernels_are_reported(layer, features, log, library):
+    layer(features)
     (line,) = log()
     assert 'without compiled kernels' in line
     assert 'python -m convnext_backbone.ops.build' in line
 
 
-def test_unusable_kernels_are_told(layer, input, log, library):
+def test_unusable_kernels_are_reported(layer, features, log, library):
     library.write_bytes(b'no library')
     for _ in range(2):
-        layer(input)
+        layer(features)
     lines = log()
     assert len(lines) == 2
     assert f'{library} cannot be loaded' in lines[0]
 
 
-def test_widths_without_kernels_are_told(log):
+def test_widths_without_kernels_are_reported(log):
     ConvNextLayer(12)(torch.randn(1, 12, 8, 8))
     assert log() == [
         'ConvNeXt blocks of 12 channels in torch.float32 run fused, in torch operators'
@@ -86,12 +84,12 @@ def test_widths_without_kernels_are_told(log):
 
 
 @pytest.mark.parametrize('hidden_act', ['relu', 'silu', 'gelu_new'])
-def test_other_activations(input, log, hidden_act):
+def test_other_activations(features, log, hidden_act):
     layer = randomize(ConvNextLayer(16, hidden_act=hidden_act))
-    assert_runs_modules(layer, input, log, 'their act')
+    assert_runs_modules(layer, features, log, 'their act')
 
 
-def test_replaced_module(layer, input, log):
+def test_replaced_module(layer, features, log):
     class Lora(nn.Linear):
         def forward(self, rows):
             return super().forward(rows) + rows.sum(-1, keepdim=True)
@@ -99,69 +97,69 @@ def test_replaced_module(layer, input, log):
     replacement = Lora(16, 64)
     replacement.load_state_dict(layer.pwconv1.state_dict())
     layer.pwconv1 = replacement
-    assert_runs_modules(layer, input, log, 'their pwconv1 was replaced by Lora')
+    assert_runs_modules(layer, features, log, 'their pwconv1 was replaced by Lora')
 
 
-def test_replaced_forward(layer, input, log):
+def test_replaced_forward(layer, features, log):
     layer.layernorm.forward = lambda rows: 2 * rows
-    assert_runs_modules(layer, input, log, 'the forward of their layernorm was replaced')
+    assert_runs_modules(layer, features, log, 'the forward of their layernorm was replaced')
 
 
 @pytest.mark.parametrize('part', ['dwconv', 'layernorm', 'pwconv1', 'act', 'pwconv2', 'drop_path'])
-def test_hooks_on_inner_modules_are_called(layer, input, log, part):
+def test_hooks_on_inner_modules_are_called(layer, features, log, part):
     calls = []
     getattr(layer, part).register_forward_hook(lambda *args: calls.append(args))
-    assert_runs_modules(layer, input, log, f'hooks are registered on their {part}')
+    assert_runs_modules(layer, features, log, f'hooks are registered on their {part}')
     assert len(calls) == 4
 
 
-def test_hooks_on_all_modules_are_called(layer, input, log):
+def test_hooks_on_all_modules_are_called(layer, features, log):
     calls = []
     handle = nn.modules.module.register_module_forward_hook(lambda *args: calls.append(args))
     try:
-        assert_runs_modules(layer, input, log, 'hooks are registered on all modules')
+        assert_runs_modules(layer, features, log, 'hooks are registered on all modules')
     finally:
         handle.remove()
     assert any(isinstance(args[0], ConvNextDropPath) for args in calls)
 
 
-def test_pruned_layer(layer, input, log):
+def test_pruned_layer(layer, features, log):
     prune.random_unstructured(layer.pwconv2, 'weight', amount=0.5)
-    assert_runs_modules(layer, input, log, 'their pwconv2')
+    assert_runs_modules(layer, features, log, 'their pwconv2')
 
 
-def test_parametrized_layer(layer, input, log):
+def test_parametrized_layer(layer, features, log):
     class Doubled(nn.Module):
         def forward(self, weight):
             return 2 * weight
 
     parametrize.register_parametrization(layer.pwconv1, 'weight', Doubled())
-    assert_runs_modules(layer, input, log, 'their pwconv1')
+    assert_runs_modules(layer, features, log, 'their pwconv1')
 
 
-def test_dilated_convolution(layer, input, log):
+def test_dilated_convolution(layer, features, log):
     layer.dwconv.dilation, layer.dwconv.padding = (2, 2), (6, 6)
-    assert_runs_modules(layer, input, log, 'their dwconv')
+    assert_runs_modules(layer, features, log, 'their dwconv')
 
 
 @pytest.mark.parametrize(
     'args', [dict(kernel_size=5, padding=2, groups=16), dict(kernel_size=7, padding=3)]
 )
-def test_another_convolution(layer, input, log, args):
+def test_another_convolution(layer, features, log, args):
     layer.dwconv = nn.Conv2d(16, 16, **args)
-    assert_runs_modules(layer, input, log, 'their dwconv is Conv2d')
+    assert_runs_modules(layer, features, log, 'their dwconv is Conv2d')
 
 
 @pytest.mark.parametrize('part', ['dwconv', 'pwconv1', 'pwconv2'])
-def test_removed_bias(layer, input, log, part):
+def test_removed_bias(layer, features, log, part):
     getattr(layer, part).bias = None
-    assert_runs_modules(layer, input, log, 'is missing')
+    assert_runs_modules(layer, features, log, 'is missing')
 
 
-def test_another_hidden_width(layer, input, log):
+def test_another_hidden_width(layer, features, log):
     layer.pwconv1, layer.pwconv2 = nn.Linear(16, 27), nn.Linear(27, 16)
     reason = 'weight1 must be of shape (64, 16) and is of shape (27, 16)'
-    assert_runs_modules(layer, input, log, reason)
+    assert_runs_modules(layer, features, log, reason)
 
 
 @pytest.mark.parametrize('channels', [8, 24])
@@ -177,7 +175,7 @@ def test_meta_tensors(layer):
     assert layer.to('meta')(torch.empty(2, 16, 9, 9, device='meta')).device.type == 'meta'
 
 
-def test_overridden_reference(input, log):
+def test_overridden_reference(features, log):
     class Silent(ConvNextLayer):
         def run_modules(self, hidden_states):
             return hidden_states
@@ -186,34 +184,34 @@ def test_overridden_reference(input, log):
         def normalize(self, features):
             return features
 
-    assert_runs_modules(randomize(Silent(16)), input, log, 'Silent has a run_modules of its own')
-    assert torch.equal(Idle(16, data_format='channels_first')(input), input)
+    assert_runs_modules(randomize(Silent(16)), features, log, 'Silent has a run_modules of its own')
+    assert torch.equal(Idle(16, data_format='channels_first')(features), features)
 
 
-def test_more_children(layer, input):
+def test_more_children(layer, features):
     layer.adapter = nn.Identity()
-    torch.testing.assert_close(layer(input), layer.run_modules(input))
+    torch.testing.assert_close(layer(features), layer.run_modules(features))
 
 
-def test_drop_prob_out_of_range_is_an_error(layer, input):
+def test_drop_prob_out_of_range_is_an_error(layer, features):
     layer.drop_path.drop_prob = 1.0
     with pytest.raises(ValueError, match=r'drop_prob must lie in \[0, 1\), got 1.0'):
-        layer(input)
+        layer(features)
 
 
-def test_half_precision(layer, input, log):
-    assert_runs_modules(layer.half(), input.half(), log, 'torch.float16')
+def test_half_precision(layer, features, log):
+    assert_runs_modules(layer.half(), features.half(), log, 'torch.float16')
 
 
-def test_autocast_to_half_precision(layer, input, log):
+def test_autocast_to_half_precision(layer, features, log):
     with torch.autocast('cpu', torch.float16):
-        assert_runs_modules(layer, input, log, 'compute in torch.float16')
+        assert_runs_modules(layer, features, log, 'compute in torch.float16')
 
 
-def test_mixed_types(input, log):
+def test_mixed_types(features, log):
     layer = randomize(ConvNextLayer(16))
     layer.layer_scale_parameter.data = layer.layer_scale_parameter.data.double()
-    assert_runs_modules(layer, input, log, 'torch.float32, torch.float64')
+    assert_runs_modules(layer, features, log, 'torch.float32, torch.float64')
 
 
 def test_an_empty_batch(layer, log):
@@ -221,46 +219,46 @@ def test_an_empty_batch(layer, log):
     assert 'the maps are empty' in log()[0]
 
 
-def test_operations_are_counted(layer, input, log):
+def test_operations_are_counted(layer, features, log):
     def count(run):
         with FlopCounterMode(display=False) as counter:
-            run(input)
+            run(features)
         return counter.get_total_flops()
 
     products = 2 * 2 * (2 * 9 * 9 * 16 * 64) + 2 * (2 * 9 * 9 * 16 * 49)
     assert count(layer) == count(layer.run_modules) == products
 
 
-def test_function_transforms(layer, input, log):
+def test_function_transforms(layer, features, log):
     parameters = dict(layer.named_parameters())
 
     def loss(parameters, image):
         return torch.func.functional_call(layer, parameters, image[None]).square().sum()
 
-    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, input)
-    whole = torch.autograd.grad(layer.run_modules(input).square().sum(), layer.pwconv1.weight)[0]
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, features)
+    whole = torch.autograd.grad(layer.run_modules(features).square().sum(), layer.pwconv1.weight)[0]
     torch.testing.assert_close(each['pwconv1.weight'].sum(0), whole, rtol=1e-4, atol=1e-4)
     assert 'function transform' in log()[0]
 
 
 def test_forward_mode_differentiation(layer):
-    layer, input = layer.double(), torch.randn(1, 16, 5, 5, dtype=torch.float64)
-    tangent, step = torch.randn_like(input), 1e-6
+    layer, features = layer.double(), torch.randn(1, 16, 5, 5, dtype=torch.float64)
+    tangent, step = torch.randn_like(features), 1e-6
     with forward_ad.dual_level():
-        output = layer(forward_ad.make_dual(input, tangent))
+        output = layer(forward_ad.make_dual(features, tangent))
         derivative = forward_ad.unpack_dual(output).tangent
-    difference = layer(input + step * tangent) - layer(input - step * tangent)
+    difference = layer(features + step * tangent) - layer(features - step * tangent)
     torch.testing.assert_close(derivative, difference / (2 * step), rtol=1e-6, atol=1e-7)
 
 
-def test_fake_tensors(layer, input):
+def test_fake_tensors(layer, features):
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        assert layer(mode.from_tensor(input)).shape == input.shape
+        assert layer(mode.from_tensor(features)).shape == features.shape
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::torch.jit.TracerWarning')
 def test_traced_and_exported_models_hold_only_standard_operators():
-    model = randomize(ConvNextBackbone(SMALL, out_features=MAPS)).eval()
+    model = randomize(small_backbone())
     images = torch.randn(2, 3, 64, 64)
     exported = torch.export.export(model, (images,))
     traced = torch.jit.trace(model, images)
@@ -276,7 +274,7 @@ def test_traced_and_exported_models_hold_only_standard_operators():
 @pytest.mark.parametrize('args', [{}, {'use_grn': True}, {'with_cp': True}], ids=str)
 def test_compiled_model_has_no_graph_breaks(args, train):
     torch.compiler.reset()
-    model = randomize(ConvNextBackbone(SMALL, out_features=MAPS, **args)).train(train)
+    model = randomize(small_backbone(**args)).train(train)
     compiled = torch.compile(model, fullgraph=True)
     images = torch.randn(2, 3, 64, 64)
     projections = [torch.randn_like(m) for m in model(images)]

@@ -1,20 +1,21 @@
-"""Several processes: the launcher of the command line, and FSDP with our blocks as its units."""
+"""Several processes: the launch scripts, and FSDP with our blocks as units."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPO, run_tool
+from helpers import REPO, run_tool
 
 from convnext_backbone import ConvNextStage, convnext_auto_wrap_policy
 
 CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 
 
-def test_two_processes_train_a_backbone_cut_short(tmp_path, monkeypatch):
-    """Under DDP, a parameter without gradient is an error: none may exist."""
-    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 16, '--val', 2, cwd=tmp_path)
+def test_two_processes_train_a_truncated_backbone(tmp_path, monkeypatch):
+    """DDP fails if a parameter gets no gradient."""
+    images = ('--train', 16, '--val', 2)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=tmp_path)
     options = [
         'train_cfg.max_epochs=1',
         "model.backbone.out_features=('stage1','stage3')",
@@ -37,7 +38,7 @@ def test_two_processes_train_a_backbone_cut_short(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'slurm_train.sh'])
-def test_launchers_without_arguments_say_how_they_are_used(script):
+def test_launchers_without_arguments_print_their_usage(script):
     result = subprocess.run(
         ['bash', str(REPO / 'tools' / script)], stderr=subprocess.PIPE, text=True
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL
+from helpers import SMALL
 from torch import nn
 
 from convnext_backbone import ConvNextEncoder, ConvNextLayer, ConvNextStage
@@ -20,7 +20,7 @@ def test_stage_downsamples_only_where_something_changes():
     assert ConvNextStage(8, 8, stride=2)(x).shape == (1, 8, 4, 3)
 
 
-def test_stage_needs_one_rate_a_layer():
+def test_stage_needs_one_rate_per_layer():
     with pytest.raises(ValueError, match='3 drop_path_rates were given for 2 layers'):
         ConvNextStage(8, 8, depth=2, drop_path_rates=[0.0, 0.1, 0.2])
 
@@ -30,7 +30,7 @@ def test_rates_rise_linearly_over_all_blocks():
     assert rates(encoder) == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
 
 
-def test_an_encoder_cut_short_has_the_rates_of_the_whole_one():
+def test_a_truncated_encoder_has_the_rates_of_the_whole_one():
     encoder = ConvNextEncoder(**SMALL, drop_path_rate=0.3, num_stages=2)
     assert rates(encoder) == pytest.approx([0.0, 0.05, 0.1])
 

@@ -1,4 +1,4 @@
-"""The image folder, its transforms, the mixing of batches and the accuracy, by closed forms."""
+"""Checks the image folder, transforms, batch mixing and accuracy with closed forms."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import run_tool
+from helpers import run_tool
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
@@ -26,7 +26,7 @@ PIPELINE = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four images of three classes, each of a shade of its own."""
+    """Four images of three classes, each with its own shade."""
     names = ('cat/b.jpg', 'cat/a.JPEG', 'Dog/x.png', 'ant/1.jpg', 'ant/notes.txt', '.cache/y.png')
     for shade, name in enumerate(names):
         path = tmp_path / name
@@ -71,7 +71,7 @@ def test_metainfo_gives_the_classes_and_their_order(folder):
         ImageFolder(str(folder), metainfo=dict(classes=['cat', 'cow']))
 
 
-def test_folders_without_images_are_told(folder, tmp_path):
+def test_folders_without_images_are_reported(folder, tmp_path):
     (folder / 'empty').mkdir()
     records = []
     handler = logging.Handler()
@@ -93,7 +93,7 @@ def test_folders_without_images_are_told(folder, tmp_path):
 
 
 def ramp(height, width):
-    """An image whose pixels tell their place: row, column, 0."""
+    """An image whose pixels contain their position: row, column, 0."""
     rows, columns = np.indices((height, width))
     return np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
 
@@ -108,7 +108,7 @@ def test_crops_keep_to_area_and_ratio():
         assert image.shape == (32, 32, 3)
         assert result['img_shape'] == (32, 32)
         assert not image[..., 2].any()
-        # Pixels of the result are this far apart in the image.
+        # The size of the crop in the original image.
         height = (image[-2, 0, 0] - image[1, 0, 0]) * 32 / 29
         width = (image[0, -2, 1] - image[0, 1, 1]) * 32 / 29
         areas.append(height * width / 20000)
@@ -119,10 +119,10 @@ def test_crops_keep_to_area_and_ratio():
     assert np.mean(centres, axis=0) == pytest.approx([100, 50], abs=4)
 
 
-def test_a_crop_that_fits_nowhere_takes_what_there_is():
+def test_a_crop_that_does_not_fit_is_clipped():
     crop = RandomResizedCrop(8, area=(1.0, 1.0), ratio=(1.0, 1.0))
     image = crop.transform(dict(img=ramp(200, 10)))['img']
-    # Ten columns, hence ten rows of the two hundred.
+    # Ten columns, so ten of the 200 rows.
     assert np.ptp(image[..., 1]) <= 9 and np.ptp(image[..., 0]) <= 9
     assert np.ptp(image[..., 1]) >= 7
 
@@ -149,7 +149,7 @@ def test_erasing_replaces_one_rectangle_by_noise():
 
 
 def batch(count=4, height=24, width=36):
-    """Images that are one number each, and their labels."""
+    """Images with one constant value per image, and their labels."""
     inputs = [torch.full((3, height, width), i * 10, dtype=torch.uint8) for i in range(count)]
     samples = [BaseDataElement(gt_label=torch.tensor(i % 3)) for i in range(count)]
     return dict(inputs=inputs, data_samples=samples)
@@ -167,7 +167,7 @@ def test_mixup_blends_images_as_it_blends_labels():
     for _ in range(100):
         data = mix(batch(), training=True)
         scores = [sample.gt_score.tolist() for sample in data['data_samples']]
-        # Images 0 and 3 share class 0; of images 1 and 2 the classes tell the share.
+        # Images 0 and 3 have class 0; the scores of images 1 and 2 give the mixing ratio.
         lam = scores[1][1]
         shares.append(lam)
         expected = [[1, 0, 0], [0, lam, 1 - lam], [0, 1 - lam, lam], [1, 0, 0]]
@@ -198,7 +198,7 @@ def test_cutmix_pastes_the_area_that_its_labels_tell():
     assert min(shares) < 0.1 and max(shares) > 0.5
 
 
-def test_both_ways_are_drawn_and_neither_in_evaluation():
+def test_both_mixings_are_drawn_but_not_in_evaluation():
     mix = preprocessor(mixup_alpha=0.8, cutmix_alpha=1.0)
     kinds = {len(mix(batch(), training=True)['inputs'][1].unique()) for _ in range(40)}
     assert kinds == {1, 2}
@@ -253,10 +253,10 @@ def test_images_without_labels_are_packed_too():
     assert 'gt_label' not in data['data_samples']
 
 
-def test_generated_folder_holds_one_shape_an_image(tmp_path):
+def test_generated_folder_has_one_shape_per_image(tmp_path):
     args = ('--train', 20, '--val', 6, '--size', 64, '--seed', 5)
     for out in ('one', 'two'):
-        run_tool('make_shapes_folder.py', out, *args, cwd=tmp_path)
+        run_tool('dataset_converters/make_shapes_folder.py', out, *args, cwd=tmp_path)
     hues = {'circle': 2, 'square': 1, 'triangle': 0}  # BGR channel nearest to the class's hue
     for split, count in (('train', 20), ('val', 6)):
         dataset = ImageFolder(

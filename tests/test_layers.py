@@ -1,8 +1,8 @@
-"""The building blocks against closed forms."""
+"""Compares the building blocks with closed forms."""
 
 import pytest
 import torch
-from conftest import randomize
+from helpers import randomize
 
 from convnext_backbone import (
     ConvNextDropPath,
@@ -46,7 +46,7 @@ def test_drop_path_is_an_identity_outside_training_or_at_zero(drop_prob, trainin
 
 
 @pytest.mark.parametrize('drop_prob', [-0.1, 1.0, 1.5])
-def test_drop_path_refuses_what_is_no_rate(drop_prob):
+def test_drop_path_refuses_invalid_rates(drop_prob):
     with pytest.raises(ValueError, match=r'\[0, 1\)'):
         drop_path(torch.ones(2), drop_prob, training=True)
     with pytest.raises(ValueError, match=r'\[0, 1\)'):
@@ -76,7 +76,7 @@ def test_layer_norm_normalises_the_channel_axis(data_format, axis, shape):
 @pytest.mark.parametrize('norm_dtype', ['same', 'float32'])
 def test_layer_norm_computes_in_float32(data_format, dtype, norm_dtype):
     norm = randomize(ConvNextLayerNorm(8, data_format=data_format)).to(dtype)
-    # Squares of these overflow float16, their spread is lost in bfloat16's 8 bits.
+    # Their squares overflow float16, and bfloat16's 8 bits lose their variance.
     x = (1000 + 4 * torch.randn(2, 8, 8, 8)).to(dtype)
     expected = norm.float()(x.float())
     norm = norm if norm_dtype == 'float32' else norm.to(dtype)

@@ -1,11 +1,11 @@
-"""Layer-wise and stage-wise learning rates against the official rule, name by name."""
+"""Compares layer-wise and stage-wise learning rates with the official rule, for every name."""
 
 import logging
 import re
 
 import pytest
 import torch
-from conftest import REPO, SMALL, randomize
+from helpers import REPO, SMALL, randomize
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
@@ -16,8 +16,8 @@ from convnext_backbone import ConvNextBackbone, ConvNextModel
 
 LR, DECAY = 1e-3, 0.05
 
-# The rule written out: layer of the stem, then for each stage that of its downsampling and those of
-# its blocks in order; the second number of a pair counts the blocks.
+# The rule: the layer of the stem, then for each stage the layer of its downsampling and the layers
+# of its blocks in order.
 LAYERS = {
     ('tiny', 'layer_wise'): (
         0,
@@ -63,7 +63,7 @@ def rule(arch: str, decay_type: str) -> dict[str, int]:
 
 
 class Detector(nn.Module):
-    """A backbone under any name, and a head behind it."""
+    """A backbone with any attribute name, and a head."""
 
     def __init__(self, name: str = 'backbone', **backbone) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def groups_by_name(model: nn.Module, optim_wrapper) -> dict[str, dict]:
     return {name: groups[p] for name, p in model.named_parameters() if p in groups}
 
 
-def test_constructor_stands_in_the_root_registry():
+def test_constructor_is_in_the_root_registry():
     name = 'ConvNextLayerDecayOptimWrapperConstructor'
     assert OPTIM_WRAPPER_CONSTRUCTORS.scope == 'mmengine'
     assert OPTIM_WRAPPER_CONSTRUCTORS.get(name).__name__ == name
@@ -117,7 +117,7 @@ def test_every_parameter_has_the_official_layer_scale_and_decay(arch, decay_type
 
 
 def test_one_step_of_adamw_moves_each_group_by_its_own_rate():
-    # AdamW's first step is lr * sign(gradient), whatever the gradient's size.
+    # AdamW's first step is lr * sign(gradient) for every gradient size.
     model = randomize(Detector(arch=SMALL))
     wrapper = build(model)
     for group in wrapper.optimizer.param_groups:
@@ -201,7 +201,7 @@ def test_frozen_parameters_are_left_out():
     assert not any('stages.1.' in name for name in names)
 
 
-def test_depth_is_that_of_the_architecture_also_when_stages_are_left_out():
+def test_depth_is_that_of_the_architecture_even_if_stages_are_left_out():
     model = Detector(arch='base', out_indices=(0, 1))
     groups = groups_by_name(model, build(model))
     layers = rule('base', 'layer_wise')
@@ -210,7 +210,7 @@ def test_depth_is_that_of_the_architecture_also_when_stages_are_left_out():
             assert group['layer_id'] == layers[name.removeprefix('backbone.')], name
 
 
-def test_log_has_one_line_a_group_that_counts_everything(caplog):
+def test_log_has_one_line_per_group_that_counts_everything(caplog):
     model = Detector(arch=SMALL)
     logger = MMLogger.get_instance('lr_decay')
     logger.addHandler(caplog.handler)

@@ -1,17 +1,15 @@
-"""The fused block and norm against the modules that they stand for."""
+"""Compares the fused block and norm with the modules that they replace."""
 
 import copy
 
 import pytest
 import torch
-from conftest import randomize
+from helpers import STAGES, randomize
 from measuring import Case, saved_activations
 from torch.autograd import gradcheck
 
 from convnext_backbone import ConvNextBackbone, ConvNextLayer, ConvNextLayerNorm
 from convnext_backbone.ops import mlp, native
-
-STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 
 
 @pytest.fixture(params=['compiled', 'torch'])
@@ -25,26 +23,26 @@ def kernels(request, monkeypatch):
 
 
 def make_layer(dim=24, **args):
-    """A layer whose every parameter matters."""
+    """A layer with random parameters."""
     return randomize(ConvNextLayer(dim, **args))
 
 
 def relative(value, truth):
-    """The error relative to the truth, or the error itself where that is zero."""
+    """The relative error, or the absolute error if the truth is zero."""
     truth = truth.double()
     return ((value.double() - truth).norm() / (truth.norm() or 1)).item()
 
 
-def outputs_and_gradients(run, module, input, seed=0):
-    """Output and gradients of a random projection of it, by name."""
+def outputs_and_gradients(run, module, features, seed=0):
+    """Output and gradients of its random projection, by name."""
     module.zero_grad()
-    input = input.detach().clone().requires_grad_()
+    features = features.detach().clone().requires_grad_()
     torch.manual_seed(seed)
-    output = run(input)
+    output = run(features)
     torch.manual_seed(seed + 1)
     (output * torch.randn(output.shape).to(output.dtype)).sum().backward()
     gradients = {name: p.grad for name, p in module.named_parameters()}
-    return {'output': output, 'input': input.grad, **gradients}
+    return {'output': output, 'input': features.grad, **gradients}
 
 
 def assert_equal(results, truths, bound=1e-5):
@@ -65,42 +63,42 @@ def assert_equal(results, truths, bound=1e-5):
 )
 def test_fused_block_equals_its_modules(kernels, dim, shape, use_grn, with_cp):
     layer = make_layer(dim, use_grn=use_grn, with_cp=with_cp, drop_path=0.5)
-    input = torch.randn(shape[0], dim, *shape[1:])
-    truth = outputs_and_gradients(layer.run_modules, layer, input)
-    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+    features = torch.randn(shape[0], dim, *shape[1:])
+    truth = outputs_and_gradients(layer.run_modules, layer, features)
+    assert_equal(outputs_and_gradients(layer, layer, features), truth)
     torch.manual_seed(0)
     with torch.no_grad():
-        assert relative(layer(input), truth['output']) < 1e-5
+        assert relative(layer(features), truth['output']) < 1e-5
 
 
 @pytest.mark.parametrize('use_grn', [False, True])
 def test_parts_add_up(kernels, use_grn, monkeypatch):
     monkeypatch.setattr(mlp, 'PART_BYTES', 4 * 24 * 4 * 30)  # thirty rows
     layer = make_layer(use_grn=use_grn, drop_path=0.5)
-    input = torch.randn(5, 24, 7, 3)
-    truth = outputs_and_gradients(layer.run_modules, layer, input)
-    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+    features = torch.randn(5, 24, 7, 3)
+    truth = outputs_and_gradients(layer.run_modules, layer, features)
+    assert_equal(outputs_and_gradients(layer, layer, features), truth)
 
 
 @pytest.mark.parametrize('with_cp', [False, True])
 @pytest.mark.parametrize('use_grn', [False, True])
 def test_gradients_in_float64(use_grn, with_cp):
     layer = make_layer(4, use_grn=use_grn, with_cp=with_cp).double()
-    input = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda input, *_: layer(input), (input, *layer.parameters()))
+    features = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda features, *_: layer(features), (features, *layer.parameters()))
 
 
 @pytest.mark.parametrize('use_grn', [False, True])
-def test_autocast_is_that_of_the_modules(kernels, use_grn):
-    """In types as the modules, and as near to float64 as they are."""
+def test_autocast_matches_the_modules(kernels, use_grn):
+    """The same dtypes as the modules, and as close to float64."""
     layer = make_layer(32, use_grn=use_grn)
-    input = torch.randn(2, 32, 16, 16)
+    features = torch.randn(2, 32, 16, 16)
     exact = copy.deepcopy(layer).double()
-    truth = outputs_and_gradients(exact.run_modules, exact, input.double())
+    truth = outputs_and_gradients(exact.run_modules, exact, features.double())
     for dtype in (torch.float32, torch.bfloat16):
         with torch.autocast('cpu', torch.bfloat16):
-            modules = outputs_and_gradients(layer.run_modules, layer, input.to(dtype))
-            fused = outputs_and_gradients(layer, layer, input.to(dtype))
+            modules = outputs_and_gradients(layer.run_modules, layer, features.to(dtype))
+            fused = outputs_and_gradients(layer, layer, features.to(dtype))
         for name, value in modules.items():
             assert fused[name].dtype == value.dtype, name
             assert relative(fused[name], truth[name]) < 1.5 * relative(value, truth[name]), name
@@ -108,11 +106,11 @@ def test_autocast_is_that_of_the_modules(kernels, use_grn):
 
 def test_pure_bfloat16(kernels):
     layer = make_layer(32).bfloat16()
-    input = torch.randn(2, 32, 16, 16)
+    features = torch.randn(2, 32, 16, 16)
     exact = copy.deepcopy(layer).double()
-    truth = outputs_and_gradients(exact.run_modules, exact, input.bfloat16().double())
-    modules = outputs_and_gradients(layer.run_modules, layer, input.bfloat16())
-    fused = outputs_and_gradients(layer, layer, input.bfloat16())
+    truth = outputs_and_gradients(exact.run_modules, exact, features.bfloat16().double())
+    modules = outputs_and_gradients(layer.run_modules, layer, features.bfloat16())
+    fused = outputs_and_gradients(layer, layer, features.bfloat16())
     for name, value in modules.items():
         assert fused[name].dtype == torch.bfloat16
         assert relative(fused[name], truth[name]) < 1.5 * relative(value, truth[name]), name
@@ -127,18 +125,18 @@ def test_frozen_parameters_get_no_gradient(kernels, use_grn, frozen):
     layer = make_layer(use_grn=use_grn)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(not any(part in name for part in frozen.split('|')))
-    input = torch.randn(2, 24, 9, 9)
-    truth = outputs_and_gradients(layer.run_modules, layer, input)
-    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+    features = torch.randn(2, 24, 9, 9)
+    truth = outputs_and_gradients(layer.run_modules, layer, features)
+    assert_equal(outputs_and_gradients(layer, layer, features), truth)
 
 
 def test_input_without_gradient(kernels):
     layer = make_layer()
-    input = torch.randn(2, 24, 9, 9)
-    layer(input).square().sum().backward()
+    features = torch.randn(2, 24, 9, 9)
+    layer(features).square().sum().backward()
     fused = [p.grad for p in layer.parameters()]
     layer.zero_grad()
-    layer.run_modules(input).square().sum().backward()
+    layer.run_modules(features).square().sum().backward()
     for value, parameter in zip(fused, layer.parameters(), strict=True):
         assert relative(value, parameter.grad) < 1e-5
 
@@ -147,55 +145,55 @@ def test_layer_scale_of_zero_has_its_gradient(kernels):
     layer = make_layer()
     with torch.no_grad():
         layer.layer_scale_parameter[::2] = 0
-    input = torch.randn(2, 24, 9, 9)
-    truth = outputs_and_gradients(layer.run_modules, layer, input)
-    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+    features = torch.randn(2, 24, 9, 9)
+    truth = outputs_and_gradients(layer.run_modules, layer, features)
+    assert_equal(outputs_and_gradients(layer, layer, features), truth)
 
 
 def test_grn_of_silent_channels(kernels):
     layer = make_layer(use_grn=True)
-    with torch.no_grad():  # a gelu of zero, whatever the input
+    with torch.no_grad():  # the gelu is zero for every input
         layer.pwconv1.weight[::3] = 0
         layer.pwconv1.bias[::3] = 0
-    input = torch.randn(2, 24, 9, 9)
-    truth = outputs_and_gradients(layer.run_modules, layer, input)
-    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+    features = torch.randn(2, 24, 9, 9)
+    truth = outputs_and_gradients(layer.run_modules, layer, features)
+    assert_equal(outputs_and_gradients(layer, layer, features), truth)
 
 
-def test_what_is_not_a_number_stays_so(kernels):
+def test_nan_stays_nan(kernels):
     layer = make_layer(32)
-    input = torch.randn(1, 32, 16, 16)
-    input[0, 5, 0, 0] = torch.nan
+    features = torch.randn(1, 32, 16, 16)
+    features[0, 5, 0, 0] = torch.nan
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(layer(input).isnan(), layer.run_modules(input).isnan())
+        assert torch.equal(layer(features).isnan(), layer.run_modules(features).isnan())
 
 
 def test_second_backward_pass(kernels):
     layer = make_layer()
-    input = torch.randn(2, 24, 9, 9, requires_grad=True)
-    output = layer(input)
-    first = torch.autograd.grad(output.square().sum(), input, retain_graph=True)[0]
-    assert torch.equal(torch.autograd.grad(output.square().sum(), input)[0], first)
+    features = torch.randn(2, 24, 9, 9, requires_grad=True)
+    output = layer(features)
+    first = torch.autograd.grad(output.square().sum(), features, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(output.square().sum(), features)[0], first)
 
 
 def test_double_backward_says_what_to_do():
     layer = make_layer()
-    input = torch.randn(1, 24, 9, 9, requires_grad=True)
+    features = torch.randn(1, 24, 9, 9, requires_grad=True)
     with pytest.raises(RuntimeError, match=r'layer.forward = layer.run_modules'):
-        torch.autograd.grad(layer(input).square().sum(), input, create_graph=True)
+        torch.autograd.grad(layer(features).square().sum(), features, create_graph=True)
     layer.forward = layer.run_modules
-    grad = torch.autograd.grad(layer(input).square().sum(), input, create_graph=True)[0]
+    grad = torch.autograd.grad(layer(features).square().sum(), features, create_graph=True)[0]
     grad.sum().backward()
-    assert input.grad.norm() > 0
+    assert features.grad.norm() > 0
 
 
 def test_double_backward_of_a_norm(kernels):
     norm = randomize(ConvNextLayerNorm(8, data_format='channels_first', contiguous=True))
-    input = torch.randn(2, 8, 4, 4, requires_grad=True)
+    features = torch.randn(2, 8, 4, 4, requires_grad=True)
     results = []
     for run in (norm, lambda x: norm.normalize(x.movedim(1, -1)).movedim(-1, 1)):
-        grad = torch.autograd.grad(run(input).pow(3).sum(), input, create_graph=True)[0]
-        results.append(torch.autograd.grad(grad.square().sum(), [input, norm.weight]))
+        grad = torch.autograd.grad(run(features).pow(3).sum(), features, create_graph=True)[0]
+        results.append(torch.autograd.grad(grad.square().sum(), [features, norm.weight]))
     for value, truth in zip(*results, strict=True):
         assert relative(value, truth) < 1e-5
 
@@ -210,11 +208,11 @@ def as_channels_last(x):
     ids=['channels_last', 'sliced', 'expanded'],
 )
 def test_inputs_and_gradients_of_any_layout(kernels, view):
-    layer, input = make_layer(), torch.randn(2, 24, 8, 6)
+    layer, features = make_layer(), torch.randn(2, 24, 8, 6)
     results = []
     for run in (layer.run_modules, layer):
         layer.zero_grad()
-        leaf = input.clone().requires_grad_()
+        leaf = features.clone().requires_grad_()
         output = run(view(leaf))
         torch.manual_seed(1)
         output.backward(torch.randn(output.shape[::-1]).permute(3, 2, 1, 0))
@@ -224,12 +222,12 @@ def test_inputs_and_gradients_of_any_layout(kernels, view):
 
 
 def test_parameters_of_any_layout(kernels):
-    layer, input = make_layer(), torch.randn(2, 24, 8, 6)
+    layer, features = make_layer(), torch.randn(2, 24, 8, 6)
     for parameter in layer.parameters():
         if parameter.ndim == 2:
             parameter.data = parameter.data.t().contiguous().t()
-    truth = outputs_and_gradients(layer.run_modules, layer, input)
-    assert_equal(outputs_and_gradients(layer, layer, input), truth)
+    truth = outputs_and_gradients(layer.run_modules, layer, features)
+    assert_equal(outputs_and_gradients(layer, layer, features), truth)
 
 
 def test_outputs_may_be_changed_in_place(kernels):
@@ -238,28 +236,28 @@ def test_outputs_may_be_changed_in_place(kernels):
         for contiguous in (False, True)
     ]
     for module in (make_layer(), *norms):
-        input = torch.randn(1, 24, 8, 8, requires_grad=True)
-        truth = torch.autograd.grad((2 * module(input)).pow(3).sum(), input)[0]
-        value = torch.autograd.grad(module(input).mul_(2).pow(3).sum(), input)[0]
+        features = torch.randn(1, 24, 8, 8, requires_grad=True)
+        truth = torch.autograd.grad((2 * module(features)).pow(3).sum(), features)[0]
+        value = torch.autograd.grad(module(features).mul_(2).pow(3).sum(), features)[0]
         assert relative(value, truth) < 1e-6
 
 
-def test_sums_over_a_large_map_keep_their_digits(kernels):
+def test_sums_over_a_large_map_are_accurate(kernels):
     layer = make_layer(8)
-    input = torch.randn(2, 8, 384, 320)
+    features = torch.randn(2, 8, 384, 320)
     exact = copy.deepcopy(layer).double()
-    truth = outputs_and_gradients(exact.run_modules, exact, input.double())
-    for name, value in outputs_and_gradients(layer, layer, input).items():
+    truth = outputs_and_gradients(exact.run_modules, exact, features.double())
+    for name, value in outputs_and_gradients(layer, layer, features).items():
         assert relative(value, truth[name]) < 1e-5, name
 
 
 def test_threads_do_not_matter(kernels):
-    layer, input = make_layer(32), torch.randn(2, 32, 24, 24)
-    truth = outputs_and_gradients(layer, layer, input)
+    layer, features = make_layer(32), torch.randn(2, 32, 24, 24)
+    truth = outputs_and_gradients(layer, layer, features)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert_equal(outputs_and_gradients(layer, layer, input), truth)
+        assert_equal(outputs_and_gradients(layer, layer, features), truth)
     finally:
         torch.set_num_threads(threads)
 
@@ -269,14 +267,14 @@ def test_threads_do_not_matter(kernels):
 def test_norm_of_a_map(kernels, contiguous, dtype):
     norm = ConvNextLayerNorm(24, data_format='channels_first', contiguous=contiguous)
     randomize(norm)
-    input = torch.randn(2, 24, 9, 7).contiguous(memory_format=torch.channels_last)
+    features = torch.randn(2, 24, 9, 7).contiguous(memory_format=torch.channels_last)
     exact = copy.deepcopy(norm).double()
 
-    def reference(input):
-        return exact.normalize(input.movedim(1, -1)).movedim(-1, 1)
+    def reference(features):
+        return exact.normalize(features.movedim(1, -1)).movedim(-1, 1)
 
-    truth = outputs_and_gradients(reference, exact, input.to(dtype).double())
-    result = outputs_and_gradients(norm, norm, input.to(dtype))
+    truth = outputs_and_gradients(reference, exact, features.to(dtype).double())
+    result = outputs_and_gradients(norm, norm, features.to(dtype))
     assert result['output'].dtype == dtype
     assert result['output'].is_contiguous() == contiguous
     for name, value in result.items():

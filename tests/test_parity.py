@@ -1,10 +1,10 @@
-"""The backbone against transformers' own, with the same weights."""
+"""Compares the backbone with transformers', with the same weights."""
 
 from itertools import chain, combinations
 
 import pytest
 import torch
-from conftest import SMALL, STAGES, randomize
+from helpers import ALL_FEATURES, SMALL, randomize, small_backbone
 from transformers import (
     ConvNextBackbone as HFConvNextBackbone,
 )
@@ -16,7 +16,7 @@ from transformers import (
 
 from convnext_backbone import ConvNextBackbone
 
-SUBSETS = list(chain.from_iterable(combinations(STAGES, n) for n in range(1, 6)))
+SUBSETS = list(chain.from_iterable(combinations(ALL_FEATURES, n) for n in range(1, 6)))
 FAMILIES = {
     'v1': (HFConvNextBackbone, ConvNextConfig, dict(layer_scale_init_value=0.5), {}),
     'v1-no-scale': (
@@ -33,13 +33,13 @@ def build_pair(family, out_features):
     model_class, config_class, hf_args, own_args = FAMILIES[family]
     reference = model_class(config_class(**SMALL, **hf_args, out_features=list(out_features)))
     randomize(reference).eval()
-    model = ConvNextBackbone(SMALL, out_features=out_features, **own_args).eval()
+    model = small_backbone(out_features=out_features, **own_args)
     model.load_state_dict(reference.state_dict(), strict=True)
     return model, reference
 
 
 def assert_close(actual, expected):
-    """Within 1e-5 of the reference's own size."""
+    """The error is at most 1e-5 of the reference's norm."""
     assert actual.shape == expected.shape
     assert (actual - expected).norm() <= 1e-5 * expected.norm()
 
@@ -89,7 +89,7 @@ def test_activations_agree(hidden_act):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_state_dict_loads_back_into_transformers(family):
-    model, reference = build_pair(family, STAGES)
+    model, reference = build_pair(family, ALL_FEATURES)
     reference.load_state_dict(randomize(model, seed=7).state_dict(), strict=True)
     images = torch.randn(1, 3, 32, 32)
     assert_close(model(images)[-1], reference(images).feature_maps[-1])

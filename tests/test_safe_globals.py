@@ -1,4 +1,4 @@
-"""mmengine's checkpoints load under ``weights_only=True``, and nothing more dangerous does."""
+"""mmengine's checkpoints load with ``weights_only=True``, dangerous content does not."""
 
 import pickle
 import subprocess
@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import load_whole
+from helpers import load_whole
 from mmengine.logging import HistoryBuffer
 
 
 def load_with(content, path):
-    """Writes ``content`` beside weights and reads all back."""
+    """Saves ``content`` together with weights and loads it."""
     torch.save({'state_dict': {'weight': torch.ones(2)}, 'extra': content}, path)
     return load_whole(path)['extra']
 

@@ -1,10 +1,10 @@
-"""Every segmentor config trains a step and predicts; the recipes are the paper's."""
+"""Every segmentor config trains a step and predicts; the recipes match the paper."""
 
 import re
 
 import pytest
 import torch
-from conftest import REPO
+from helpers import REPO
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
@@ -41,13 +41,13 @@ def load_paper(name: str) -> Config:
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
-    """The whole model, without memory for its weights."""
+    """The whole model on the meta device, without memory for its weights."""
     with torch.device('meta'):
         return MODELS.build({**cfg.model, 'data_preprocessor': None})
 
 
 def narrow(cfg: Config) -> Config:
-    """Shrinks widths, depths and crop, all else as it is: the large ones take gigabytes."""
+    """Only reduces widths, depths and crop: the large models need gigabytes."""
     model, widths = cfg.model, [8, 16, 24, 32]
     model.data_preprocessor.size = (64, 64)
     model.backbone.arch = dict(depths=[1, 1, 3, 1], hidden_sizes=widths)
@@ -66,7 +66,7 @@ def narrow(cfg: Config) -> Config:
 
 
 def make_inputs(num_classes: int, *shapes: tuple[int, int], ignored_rows: int = 0) -> dict:
-    """A batch of random images with random labels, those of some rows to be ignored."""
+    """A batch of random images and labels; the first ``ignored_rows`` rows are ignored."""
     from mmseg.structures import SegDataSample
 
     inputs = dict(inputs=[], data_samples=[])
@@ -87,7 +87,7 @@ def test_config_trains_a_step_and_predicts(path):
     assert isinstance(model.backbone, ConvNextBackbone)
     num_classes = model.decode_head.num_classes
     assert num_classes == (4 if path == DEMO else 150)
-    # The shapes have no pixel to ignore, nor could mmseg's class weights take one.
+    # The shapes have no ignored pixels, and mmseg's class weights do not support them.
     if path == DEMO:
         inputs = make_inputs(num_classes, (64, 64), (64, 64))
     else:
@@ -124,7 +124,7 @@ def test_config_of_the_readme_trains(tmp_path):
 def test_learning_rates_fall_stage_by_stage(path):
     cfg = Config.fromfile(path)
     model = build_on_meta(cfg)
-    # Mixed precision only changes how gradients are scaled, and needs a GPU.
+    # Mixed precision needs a GPU and only changes how gradients are scaled.
     optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}
     assert optim_wrapper.pop('loss_scale') == 'dynamic'
     optimizer = build_optim_wrapper(model, optim_wrapper).optimizer

@@ -1,4 +1,4 @@
-"""Real runs of the command lines on a segmentor of generated shapes: train and test."""
+"""Real runs of the command lines with a segmentor of generated shapes: train and test."""
 
 import json
 import pickle
@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import REPO, run_tool
+from helpers import REPO, run_tool
 
 CONFIG = REPO / 'configs/demo/upernet_convnext-atto_shapes.py'
 EPOCHS = 4
@@ -24,9 +24,10 @@ def read_labels(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Four epochs of 40 iterations of the demo, in the folder that holds its data."""
+    """Four epochs of 40 iterations of the demo, in the folder with its data."""
     folder = tmp_path_factory.mktemp('run')
-    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 160, '--val', 16, cwd=folder)
+    images = ('--train', 160, '--val', 16)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
     options = [f'train_cfg.max_epochs={EPOCHS}', f'param_scheduler.1.T_max={EPOCHS}']
     options += [f'train_cfg.val_interval={EPOCHS}', f'default_hooks.checkpoint.interval={EPOCHS}']
     output = run_tool(
@@ -42,7 +43,7 @@ def test_loss_falls_and_shapes_are_found(trained):
     losses = [line['loss'] for line in lines if 'loss' in line]
     assert len(losses) == EPOCHS * 4
     assert sum(losses[-3:]) < 0.3 * sum(losses[:3])
-    # Background everywhere, which is what an untrained model learns first, scores less than 25.
+    # Only background, which a model learns first, scores less than 25.
     (mean_iou,) = map(float, mean_ious(output))
     assert mean_iou > 50
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import REPO, run_tool
+from helpers import REPO, run_tool
 
 CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 
 
 def scalars(work_dir: Path) -> list[dict]:
-    """All that the latest run below ``work_dir`` logged, a dict a line."""
+    """The log of the latest run in ``work_dir``, one dict per line."""
     path = max(work_dir.glob('*/vis_data/scalars.json'))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -24,9 +24,10 @@ def average_precisions(text: str) -> list[str]:
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Three epochs of 40 iterations of the demo, in the folder that holds its data."""
+    """Three epochs of 40 iterations of the demo, in the folder with its data."""
     folder = tmp_path_factory.mktemp('run')
-    run_tool('make_shapes_dataset.py', 'data/shapes', '--train', 160, '--val', 16, cwd=folder)
+    images = ('--train', 160, '--val', 16)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
     options = ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3']
     options += ['default_hooks.checkpoint.interval=1']
     output = run_tool(
@@ -35,7 +36,7 @@ def trained(tmp_path_factory):
     return folder, output
 
 
-def test_loss_falls_and_ap_leaves_zero(trained):
+def test_loss_falls_and_ap_rises(trained):
     folder, _ = trained
     lines = scalars(folder / 'run')
     losses = [line['loss'] for line in lines if 'loss' in line]

@@ -1,4 +1,4 @@
-"""What training and testing share: mmdet's flags and the reading of a config."""
+"""Code shared by train.py and test.py: mmdet's flags and config loading."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmengine.config import Config, DictAction
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Builds a parser with the arguments that both command lines have."""
+    """Builds a parser with the arguments of both scripts."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG_NAME)'
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)'
     )
     parser.add_argument(
         '--cfg-options',
@@ -28,15 +28,15 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='what started the processes; pytorch under torchrun (default: none)',
+        help='job launcher; pytorch for torchrun (default: none)',
     )
-    # torch.distributed.launch passes the rank as an argument, torchrun in the environment.
+    # torch.distributed.launch passes the rank as an argument, torchrun as a variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
 def join_processes_on_cpu(cfg: Config) -> None:
-    """Makes torchrun work without GPUs, which mmengine's own start of processes expects."""
+    """Initialises torchrun's processes without GPUs; mmengine's own function needs GPUs."""
     torch.distributed.init_process_group('gloo')
     cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains under Slurm: tools/slurm_train.sh PARTITION CONFIG GPUS_PER_NODE [arguments of tools/train.py]
 # Environment: NNODES (default 1), CPUS_PER_TASK (16), PORT (29500), SRUN_ARGS.
-# Slurm starts one tools/dist_train.sh on each machine, the first of them is the master.
+# Slurm starts tools/dist_train.sh once per machine; the first machine is the master.
 set -euo pipefail
 if (($# < 3)); then
     sed -n '2,3s/^# //p' "$0" >&2

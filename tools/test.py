@@ -14,30 +14,30 @@ from mmengine.runner import Runner
 
 
 class DumpSegments(DumpResults):
-    """Leaves mmseg's logits out: those of ADE20K would take hundreds of gigabytes."""
+    """Leaves out mmseg's logits: for ADE20K they would take hundreds of gigabytes."""
 
     def process(self, data_batch: object, predictions: list[dict]) -> None:
-        """Keeps all else of the predictions for the file."""
+        """Stores the predictions without logits."""
         kept = [{k: v for k, v in p.items() if k != 'seg_logits'} for p in predictions]
         super().process(data_batch, kept)
 
 
 def build_dump(cfg: Config, path: str) -> DumpResults:
-    """Builds what writes the predictions to a pickle file."""
+    """Builds the metric that writes the predictions to a pickle file."""
     scope = cfg.get('default_scope')
     if scope == 'mmseg':
         return DumpSegments(path)
-    # mmdet's own compresses masks.
+    # mmdet's own metric compresses masks.
     dump = 'DumpDetResults' if scope == 'mmdet' else 'DumpResults'
     return METRICS.build(dict(type=dump, out_file_path=path))
 
 
 def draw_to(cfg: Config, folder: str) -> None:
-    """Makes the config's visualization hook draw all test images to a folder."""
+    """Makes the config's visualization hook save drawings of all test images to a folder."""
     hook = cfg.default_hooks.visualization
     hook.draw = True
     if cfg.get('default_scope') == 'mmseg':
-        # Its hook draws one of 50 unless told, to where the visualizer keeps all that it is given.
+        # By default, mmseg's hook draws one image in 50, to the visualizer's own folder.
         hook.interval = 1
         cfg.visualizer.save_dir = folder
     else:
@@ -47,7 +47,7 @@ def draw_to(cfg: Config, folder: str) -> None:
 def main() -> None:
     parser = make_parser('Evaluates a checkpoint with the metrics of its config.')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--show-dir', help='folder for the images with predictions drawn in')
+    parser.add_argument('--show-dir', help='folder for images with drawn predictions')
     parser.add_argument('--out', help='pickle file (.pkl) for the predictions')
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):

@@ -29,7 +29,7 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a path, from the latest one of the work dir',
+        help='resume from a checkpoint; without a path, from the latest one in the work dir',
     )
     args = parser.parse_args()
 

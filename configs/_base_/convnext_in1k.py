@@ -1,5 +1,5 @@
 # ImageNet-1K from scratch, 300 epochs (ConvNeXt, appendix A.1; official repository).
-# The images lie in data/imagenet/{train,val}/CLASS/.
+# The images are in data/imagenet/{train,val}/CLASS/.
 custom_imports = dict(imports=['convnext_backbone.classification'])
 
 num_labels = 1000
@@ -20,9 +20,9 @@ model = dict(
     ),
 )
 
-# RandAugment 9/0.5 in the increasing form: two operations an image, each with probability 0.5. The
-# recipe's magnitudes are normal with mean 9 (of 10) and deviation 0.5; here they are drawn evenly
-# from 8.1 to 9.9, which has about the same mean and deviation.
+# RandAugment 9/0.5 in the increasing form: two operations per image, each with probability 0.5.
+# The recipe draws magnitudes from a normal distribution with mean 9 (of 10) and deviation 0.5. Here
+# they are uniform from 8.1 to 9.9, with about the same mean and deviation.
 grey = dict(prob=0.5, img_border_value=(103.53, 116.28, 123.675))
 aug_space = [
     [dict(type='mmdet.AutoContrast', prob=0.5)],
@@ -51,7 +51,7 @@ train_pipeline = [
     dict(type='RandomErasing', prob=0.25),
     dict(type='PackInputs'),
 ]
-# The short side becomes 256, whatever the long one.
+# The short side becomes 256; the long side is not limited.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(100000, 256), keep_ratio=True, interpolation='bicubic'),
@@ -61,7 +61,7 @@ test_pipeline = [
 
 data_root = 'data/imagenet/'
 train_dataloader = dict(
-    batch_size=128,  # on 32 GPUs: 4096 a step
+    batch_size=128,  # on 32 GPUs: 4096 per step
     num_workers=8,
     persistent_workers=True,
     drop_last=True,
@@ -94,7 +94,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, end=20, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=20, end=300, eta_min=1e-6, convert_to_iter_based=True),
 ]
-# On fewer GPUs: auto_scale_lr.enable=True, or more steps by optim_wrapper.accumulative_counts.
+# On fewer GPUs: auto_scale_lr.enable=True, or a larger optim_wrapper.accumulative_counts.
 auto_scale_lr = dict(base_batch_size=4096, enable=False)
 
 custom_hooks = [dict(type='EMAHook', momentum=1e-4)]

@@ -1,4 +1,4 @@
-# What every run of a segmentor shares: scope, processes and pictures.
+# Runtime settings of all segmentors: scope, processes and visualization.
 default_scope = 'mmseg'
 env_cfg = dict(
     cudnn_benchmark=True,

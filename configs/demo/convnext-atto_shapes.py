@@ -1,5 +1,6 @@
-# A ConvNeXt-atto that learns to tell generated shapes apart within minutes on two CPU cores.
-# The data comes from: python tools/make_shapes_folder.py data/shapes_folder --train 2000 --val 200
+# A ConvNeXt-atto that learns to classify generated shapes within minutes on two CPU cores.
+# The data comes from:
+# python tools/dataset_converters/make_shapes_folder.py data/shapes_folder --train 2000 --val 200
 custom_imports = dict(imports=['convnext_backbone.classification'])
 
 classes = ('circle', 'square', 'triangle')

@@ -1,5 +1,5 @@
-# A small Mask R-CNN that learns generated shapes from scratch within minutes on two CPU cores.
-# The data comes from: python tools/make_shapes_dataset.py data/shapes
+# A small Mask R-CNN that learns to detect generated shapes within minutes on two CPU cores.
+# The data comes from: python tools/dataset_converters/make_shapes_dataset.py data/shapes
 _base_ = [
     '../_base_/models/mask-rcnn_convnext_fpn.py',
     'mmdet::_base_/default_runtime.py',

@@ -1,5 +1,5 @@
 # A small UPerNet that learns to segment generated shapes from scratch within minutes on two CPU
-# cores. The data comes from: python tools/make_shapes_dataset.py data/shapes
+# cores. The data comes from: python tools/dataset_converters/make_shapes_dataset.py data/shapes
 _base_ = [
     '../_base_/models/upernet_convnext.py',
     '../_base_/segmentation_runtime.py',
@@ -10,7 +10,7 @@ metainfo = dict(
     palette=[[64, 64, 64], [230, 60, 60], [60, 200, 60], [80, 80, 240]],
 )
 
-crop_size = (128, 128)  # of whole images
+crop_size = (128, 128)  # the whole image
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(arch='atto', layer_scale_init_value=1.0),
@@ -19,7 +19,7 @@ model = dict(
         channels=64,
         num_classes=len(metainfo['classes']),
         norm_cfg=dict(type='GN', num_groups=8),
-        # Nine of ten pixels are background, which would else be all that is learned at first.
+        # 90 % of the pixels are background. Unweighted, the model first learns only background.
         loss_decode=dict(class_weight=[0.4, 1, 1, 1]),
     ),
     auxiliary_head=None,

@@ -1,6 +1,6 @@
-# Two-stage Deformable DETR with box refinement, ConvNeXt-T, COCO, 50 epochs, 32 images a batch.
-# A suggestion: no AP is published for it, nor was it trained here. All of the optimiser is mmdet's,
-# but that the decay towards the stem replaces its tenth of the rate for the backbone.
+# Two-stage Deformable DETR with box refinement, ConvNeXt-T, COCO, 50 epochs, 32 images per batch.
+# A suggestion: no AP is published for it, and it was not trained here. The optimiser is mmdet's,
+# but layer-wise decay replaces its learning rate multiplier of 0.1 for the backbone.
 _base_ = 'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
 custom_imports = dict(imports=['convnext_backbone'])
 

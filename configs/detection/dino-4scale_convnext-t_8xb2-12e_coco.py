@@ -1,6 +1,6 @@
-# DINO with four scales, ConvNeXt-T, COCO, 12 epochs, 16 images a batch.
-# A suggestion: no AP is published for it, nor was it trained here. All of the optimiser is mmdet's,
-# but that the decay towards the stem replaces its tenth of the rate for the backbone.
+# DINO with four scales, ConvNeXt-T, COCO, 12 epochs, 16 images per batch.
+# A suggestion: no AP is published for it, and it was not trained here. The optimiser is mmdet's,
+# but layer-wise decay replaces its learning rate multiplier of 0.1 for the backbone.
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 custom_imports = dict(imports=['convnext_backbone'])
 

@@ -1,6 +1,6 @@
 # Faster R-CNN, ConvNeXt-T, COCO, 1x.
-# A suggestion: no AP is published for it, nor was it trained here. Rates follow the published
-# Mask R-CNN, with half of its drop path for a third of its epochs.
+# A suggestion: no AP is published for it, and it was not trained here. Learning rates follow the
+# published Mask R-CNN, with half of its drop path for a third of its epochs.
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',

@@ -1,6 +1,6 @@
 # FCOS with mmdet's improvements, ConvNeXt-T, COCO, 1x; images are normalised as in pre-training.
-# A suggestion: no AP is published for it, nor was it trained here. Rates follow the published
-# Mask R-CNN, with half of its drop path for a third of its epochs.
+# A suggestion: no AP is published for it, and it was not trained here. Learning rates follow the
+# published Mask R-CNN, with half of its drop path for a third of its epochs.
 _base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'
 custom_imports = dict(imports=['convnext_backbone'])
 

@@ -1,6 +1,6 @@
-# RetinaNet, ConvNeXt-T, COCO, 1x. Its pyramid starts at stride 8, so stage1 needs no map.
-# A suggestion: no AP is published for it, nor was it trained here. Rates follow the published
-# Mask R-CNN, with half of its drop path for a third of its epochs.
+# RetinaNet, ConvNeXt-T, COCO, 1x. Its pyramid starts at stride 8, so it does not use stage1.
+# A suggestion: no AP is published for it, and it was not trained here. Learning rates follow the
+# published Mask R-CNN, with half of its drop path for a third of its epochs.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',

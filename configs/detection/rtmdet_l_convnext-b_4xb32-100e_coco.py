@@ -1,4 +1,4 @@
-# RTMDet-l, ConvNeXt-B, COCO, 100 epochs, 128 images a batch: mmdet's recipe.
+# RTMDet-l, ConvNeXt-B, COCO, 100 epochs, 128 images per batch: mmdet's recipe.
 # Published by mmdet at 640 x 640, with the same pre-training (ImageNet-22K, then 1K at 384 pixels)
 # but another implementation of the backbone: box AP 53.1. Not trained here.
 _base_ = 'mmdet::rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py'

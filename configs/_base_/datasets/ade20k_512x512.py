@@ -1,4 +1,4 @@
-# ADE20K with its 150 classes, cut to 512 x 512 for training. The data lie in
+# ADE20K with its 150 classes, cropped to 512 x 512 for training. The data is in
 # data/ade/ADEChallengeData2016/{images,annotations}/{training,validation}/.
 crop_size = (512, 512)
 train_pipeline = [
@@ -10,7 +10,7 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-# The annotations stay in the size in which they are evaluated.
+# Annotations keep their original size for the evaluation.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
@@ -20,7 +20,7 @@ test_pipeline = [
 
 data_root = 'data/ade/ADEChallengeData2016'
 train_dataloader = dict(
-    batch_size=2,  # on 8 GPUs: 16 a step
+    batch_size=2,  # on 8 GPUs: 16 per step
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),

@@ -1,4 +1,4 @@
-# The same in larger images, cut to 640 x 640.
+# The same with larger images, cropped to 640 x 640.
 _base_ = './ade20k_512x512.py'
 
 crop_size = (640, 640)

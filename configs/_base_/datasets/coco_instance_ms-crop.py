@@ -1,5 +1,5 @@
-# COCO with masks, at many scales: half of the images are resized at once, the other half cropped in
-# between. 8 GPUs x 2 images = 16 a batch.
+# COCO with masks, at many scales: half of the images are resized, the other half are resized,
+# cropped and resized again. 8 GPUs x 2 images = 16 per batch.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
 scales = [(short, 1333) for short in range(480, 801, 32)]

@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN on a ConvNeXt pyramid, with the box heads of the paper's recipes: four
-# convolutions and one linear layer each, boxes of every class, GIoU loss on decoded boxes.
+# convolutions and one linear layer each, class-specific boxes, GIoU loss on decoded boxes.
 _base_ = 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py'
 
 custom_imports = dict(imports=['convnext_backbone'])

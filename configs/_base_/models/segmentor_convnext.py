@@ -1,5 +1,5 @@
-# What all segmentors share. mmseg's own configs are no bases here: mmengine finds mmseg:: only by
-# upstream's name of the package, not the OneDL fork's.
+# Settings of all segmentors. mmseg's own configs cannot be bases here: mmengine finds mmseg:: only
+# under upstream's package name, not under the OneDL fork's.
 custom_imports = dict(imports=['convnext_backbone'])
 
 model = dict(

@@ -1,5 +1,5 @@
-# 12 epochs of AdamW in mixed precision, slower towards the stem. A config adds what recipes differ
-# in: optimizer.lr, paramwise_cfg.decay_rate and paramwise_cfg.num_layers.
+# 12 epochs of AdamW in mixed precision, with lower learning rates towards the stem. Configs add
+# optimizer.lr, paramwise_cfg.decay_rate and paramwise_cfg.num_layers.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 optim_wrapper = dict(

@@ -1,5 +1,5 @@
-# ConvNeXt's segmentation recipe: 160k iterations in mixed precision, AdamW, a learning rate that
-# falls stage by stage towards the stem (ConvNeXt, appendix A.3; official repository).
+# ConvNeXt's segmentation recipe: 160k iterations in mixed precision, AdamW, learning rates that
+# decrease per stage towards the stem (ConvNeXt, appendix A.3; official repository).
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     loss_scale='dynamic',

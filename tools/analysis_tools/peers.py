@@ -1,6 +1,6 @@
-"""Other libraries' ConvNeXt as extractors of feature maps, to be measured beside this one.
+"""ConvNeXt of other libraries as feature extractors, for comparison with this package.
 
-Only what is asked for is imported: transformers, timm and torchvision are optional
+Only the requested libraries are imported: transformers, timm and torchvision are optional
 (``pip install 'convnext-backbone[peers]'``).
 """
 
@@ -23,7 +23,7 @@ STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 
 
 class FeatureMaps(nn.Module):
-    """Gives every library's output the same form: a tuple of maps."""
+    """Converts every library's output to a tuple of maps."""
 
     def __init__(self, model: nn.Module, maps: Callable) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class FeatureMaps(nn.Module):
 
 
 def build_ours(arch: str, with_cp: bool = False) -> nn.Module:
-    """This library's backbone; its maps are normalised and leave contiguous."""
+    """This package's backbone; its maps are normalised and contiguous."""
     return ConvNextBackbone(arch, out_features=STAGES, with_cp=with_cp)
 
 
 def build_hf(arch: str) -> nn.Module:
     """The backbone of transformers; its maps are normalised."""
-    _import_torchvision()  # transformers imports it where it is installed
+    _import_torchvision()  # transformers imports torchvision if it is installed
     from transformers import (
         ConvNextBackbone,
         ConvNextConfig,
@@ -73,17 +73,17 @@ def build_timm(arch: str) -> nn.Module:
 
 
 def build_torchvision(arch: str) -> nn.Module:
-    """torchvision's classifier cut behind its stages; its maps are not normalised.
+    """torchvision's classifier with an output per stage; its maps are not normalised.
 
     Raises:
-        ValueError: If torchvision has no such model.
+        ValueError: If torchvision does not have this model.
     """
     _import_torchvision()
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor
 
     if arch not in ('tiny', 'small', 'base', 'large'):
-        raise ValueError(f'torchvision has no ConvNeXt {arch}')
+        raise ValueError(f'torchvision does not have ConvNeXt {arch}')
     stages = {f'features.{2 * i + 1}': stage for i, stage in enumerate(STAGES)}
     model = create_feature_extractor(models.get_model(f'convnext_{arch}'), stages)
     return FeatureMaps(model, lambda output: output.values())
@@ -93,10 +93,10 @@ PEERS = {'hf': build_hf, 'timm': build_timm, 'torchvision': build_torchvision}
 
 
 def _import_torchvision() -> None:
-    """Imports torchvision also where its compiled part does not fit torch.
+    """Imports torchvision even if its compiled part does not match torch.
 
-    A torchvision for CUDA beside a torch for CPUs lacks its operators. ConvNeXt needs none of them;
-    with their names defined, the Python part works.
+    A torchvision for CUDA has no operators with a torch for CPUs. ConvNeXt does not need them: if
+    their names are defined, the Python part works.
     """
     if find_spec('torchvision') is None or 'torchvision' in sys.modules:
         return
@@ -110,7 +110,7 @@ def _import_torchvision() -> None:
         library = torch.library.Library('torchvision', 'FRAGMENT')
         for name in sorted(set(names)):
             library.define(f'{name}() -> ()')
-        _kept.append(library)  # its definitions live as long as it does
+        _kept.append(library)  # its definitions are deleted with it
         import_module('torchvision')
 
 

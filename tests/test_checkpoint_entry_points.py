@@ -1,4 +1,4 @@
-"""Checkpoints written by transformers and mmengine, loaded through every door a user knows."""
+"""Checkpoints written by transformers and mmengine, loaded through every entry point."""
 
 import copy
 import pickle
@@ -9,8 +9,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub
 import pytest
 import torch
-from checkpoint_files import STAGES, make_reference, meta, meta_detector, noise
-from conftest import SMALL, randomize
+from checkpoint_files import make_reference, meta, meta_detector, noise
+from helpers import SMALL, STAGES, randomize, small_backbone
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
@@ -66,17 +66,13 @@ def build_detector(**backbone_args) -> torch.nn.Module:
     return MODELS.build(DETECTOR | dict(backbone=DETECTOR['backbone'] | backbone_args))
 
 
-def small(**args) -> ConvNextBackbone:
-    return ConvNextBackbone(SMALL, out_features=STAGES, **args).eval()
-
-
 def images():
     return torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 
 @torch.no_grad()
 def hidden_states(model) -> list[torch.Tensor]:
-    """Outputs of the four stages, before any norm of the maps."""
+    """Outputs of the four stages, before the map norms."""
     if isinstance(model, ConvNextBackbone):
         return model(images(), output_hidden_states=True, return_dict=True).hidden_states[1:]
     return model(images(), output_hidden_states=True).hidden_states[-4:]
@@ -89,7 +85,7 @@ def assert_same_states(model, reference):
 
 @pytest.fixture(params=FAMILIES)
 def saved(request, tmp_path):
-    """A model of transformers, what builds ours, and folders of it: whole, sharded, with .bin."""
+    """A transformers model, arguments for ours, and its saved folders: whole, sharded, .bin."""
     config_class, model_class, args = FAMILIES[request.param]
     reference = randomize(model_class(config_class(**SMALL))).eval()
     reference.save_pretrained(tmp_path / 'whole')
@@ -105,7 +101,7 @@ SOURCES = ('whole', 'sharded', 'bin', 'whole/model.safetensors', 'bin/pytorch_mo
 @pytest.mark.parametrize('source', SOURCES)
 def test_folders_and_files_of_transformers_load_by_the_function(saved, source):
     reference, args, folder = saved
-    model = small(**args)
+    model = small_backbone(**args)
     report = load_checkpoint(model, folder / source, strict=True)
     assert_same_states(model, reference)
     shards = len(list((folder / 'sharded').glob('*.safetensors')))
@@ -117,7 +113,7 @@ def test_folders_and_files_of_transformers_load_by_the_function(saved, source):
 def test_they_load_by_init_cfg(saved, source):
     reference, args, folder = saved
     init_cfg = dict(type='Pretrained', checkpoint=str(folder / source))
-    model = small(init_cfg=init_cfg, **args)
+    model = small_backbone(init_cfg=init_cfg, **args)
     model.init_weights()
     assert_same_states(model, reference)
     assert model.init_cfg == init_cfg
@@ -125,7 +121,7 @@ def test_they_load_by_init_cfg(saved, source):
 
 def test_they_load_by_load_state_dict(saved):
     reference, args, _ = saved
-    model = small(**args)
+    model = small_backbone(**args)
     model.load_state_dict(reference.state_dict())
     assert_same_states(model, reference)
 
@@ -134,7 +130,7 @@ def test_pretrained_comes_last_and_once(tmp_path):
     reference = make_reference()
     torch.save(dict(model=meta(reference.state_dict())), tmp_path / 'meta.pth')
     pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'meta.pth'))
-    model = small(init_cfg=[pretrained, dict(type='Constant', layer='Conv2d', val=7.0)])
+    model = small_backbone(init_cfg=[pretrained, dict(type='Constant', layer='Conv2d', val=7.0)])
     model.init_weights()
     assert_same_states(model, reference)
     randomize(model, seed=9)
@@ -162,7 +158,7 @@ def test_the_backbone_of_a_whole_detector_loads_by_init_cfg(tmp_path, prefix):
     reference = make_reference(map_norms=True)
     torch.save(dict(state_dict=meta_detector(reference.state_dict())), tmp_path / 'detector.pth')
     checkpoint = str(tmp_path / 'detector.pth')
-    model = small(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix=prefix))
+    model = small_backbone(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix=prefix))
     model.init_weights()
     with torch.no_grad():
         for ours, theirs in zip(model(images()), reference(images()).feature_maps, strict=True):
@@ -172,13 +168,15 @@ def test_the_backbone_of_a_whole_detector_loads_by_init_cfg(tmp_path, prefix):
 def test_a_prefix_that_is_not_there_is_an_error(tmp_path):
     torch.save(meta_detector(make_reference().state_dict()), tmp_path / 'detector.pth')
     checkpoint = str(tmp_path / 'detector.pth')
-    model = small(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='encoder'))
+    model = small_backbone(
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='encoder')
+    )
     with pytest.raises(ValueError, match=r"beneath the prefix 'encoder\.'"):
         model.init_weights()
 
 
 class Scenes(torch.utils.data.Dataset):
-    """Two random images with a box each."""
+    """Two random images with one box per image."""
 
     def __init__(self):
         self.metainfo = dict(classes=('a', 'b'))
@@ -246,7 +244,7 @@ def test_a_runner_loads_a_foreign_detector_and_resumes_its_own(tmp_path):
     assert same(trained, second.model.state_dict())
 
 
-def test_a_detector_is_refused_a_backbone_of_another_size():
+def test_a_detector_refuses_a_backbone_of_another_size():
     other = {f'backbone.{k}': v for k, v in meta(make_reference().state_dict()).items()}
     detector = build_detector(arch='atto')
     before = copy.deepcopy(detector.state_dict())
@@ -257,32 +255,32 @@ def test_a_detector_is_refused_a_backbone_of_another_size():
         detector.load_state_dict(meta(make_reference().state_dict()), strict=False)
 
 
-def test_round_trips_are_torchs_own():
-    model = randomize(small())
+def test_round_trips_match_torch():
+    model = randomize(small_backbone())
     state_dict = model.state_dict()
-    copied = small()
+    copied = small_backbone()
     result = copied.load_state_dict(state_dict, strict=True)
     assert result.missing_keys == [] and result.unexpected_keys == []
     assert same(state_dict, copied.state_dict())
 
-    assigned = small()
+    assigned = small_backbone()
     assigned.load_state_dict(state_dict, strict=True, assign=True)
     assert assigned.encoder.stages[0].layers[0].dwconv.weight.data_ptr() == (
         state_dict['encoder.stages.0.layers.0.dwconv.weight'].data_ptr()
     )
     odd = {**state_dict, 'encoder.extra': noise(1)}
-    assert small().load_state_dict(odd, strict=False).unexpected_keys == ['encoder.extra']
+    assert small_backbone().load_state_dict(odd, strict=False).unexpected_keys == ['encoder.extra']
     with pytest.raises(RuntimeError, match=r'Unexpected key.*encoder\.extra'):
-        small().load_state_dict(odd, strict=True)
+        small_backbone().load_state_dict(odd, strict=True)
     for name in ('encoder.stages.1.layers.0.dwconv.bias', 'hidden_states_norms.stage2.weight'):
         lacking = {k: v for k, v in state_dict.items() if k != name}
         for strict in (True, False):
             with pytest.raises(RuntimeError, match=f'Missing key.*{name}'):
-                small().load_state_dict(lacking, strict=strict)
+                small_backbone().load_state_dict(lacking, strict=strict)
     lacking = {k: v for k, v in state_dict.items() if 'norms.stage2' not in k}
     with pytest.raises(RuntimeError, match=r'Missing key.*hidden_states_norms\.stage2'):
-        small().load_state_dict(lacking, strict=True)
-    assert len(small().load_state_dict(lacking, strict=False).missing_keys) == 2
+        small_backbone().load_state_dict(lacking, strict=True)
+    assert len(small_backbone().load_state_dict(lacking, strict=False).missing_keys) == 2
 
 
 def test_distributed_wrappers_load_and_are_loaded(tmp_path):
@@ -290,10 +288,10 @@ def test_distributed_wrappers_load_and_are_loaded(tmp_path):
         'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
     )
     try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(randomize(small()))
+        wrapped = torch.nn.parallel.DistributedDataParallel(randomize(small_backbone()))
         state_dict = wrapped.state_dict()
         assert all(k.startswith('module.') for k in state_dict)
-        plain = small()
+        plain = small_backbone()
         plain.load_state_dict(state_dict, strict=True)
         assert_same_states(plain, wrapped.module)
 
@@ -308,8 +306,8 @@ def test_distributed_wrappers_load_and_are_loaded(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_copies_and_pickles_load_for_themselves():
-    model = randomize(small())
+def test_copies_and_pickles_load_independently():
+    model = randomize(small_backbone())
     before = copy.deepcopy(model.state_dict())
     reference = make_reference()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -330,7 +328,7 @@ def test_http_addresses_load_through_torchs_cache(tmp_path, monkeypatch):
     server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     site = f'http://127.0.0.1:{server.server_port}'
-    model = small(init_cfg=dict(type='Pretrained', checkpoint=f'{site}/meta.pth'))
+    model = small_backbone(init_cfg=dict(type='Pretrained', checkpoint=f'{site}/meta.pth'))
     try:
         model.init_weights()
         assert_same_states(model, reference)
@@ -357,7 +355,7 @@ def test_http_addresses_load_through_torchs_cache(tmp_path, monkeypatch):
     ],
 )
 def test_hub_addresses_load_from_the_local_cache(tmp_path, monkeypatch, address):
-    """The cache is laid out by hand as huggingface_hub keeps it, and read without a network."""
+    """Builds huggingface_hub's cache layout by hand and reads it without a network."""
     reference = make_reference()
     repo = tmp_path / 'models--someone--convnext'
     commit = '0123456789012345678901234567890123456789'
@@ -367,7 +365,7 @@ def test_hub_addresses_load_from_the_local_cache(tmp_path, monkeypatch, address)
         (repo / 'refs' / name).write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    model = small()
+    model = small_backbone()
     assert load_checkpoint(model, address, strict=True).source == address
     assert_same_states(model, reference)
     with pytest.raises(OSError, match='cannot fetch hf://someone/resnet'):

@@ -1,7 +1,7 @@
-"""Measures the backbone beside other libraries': time, memory, distance to the limit.
+"""Compares the backbone with other libraries: time, memory and distance to the lower limit.
 
-All contenders run in turn, once a round, so that what disturbs the machine disturbs them alike.
-Ratios are to the best peer in its better memory layout, its maps as it leaves them.
+All contenders run in turn, once per round, so that other load affects all of them equally.
+Ratios are to the best peer in its better memory layout, without conversion of its maps.
 """
 
 from __future__ import annotations
@@ -34,28 +34,33 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--arch', default='tiny', help='architecture by name')
     parser.add_argument(
-        '--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'), help='of the images'
+        '--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'), help='image size'
     )
-    parser.add_argument('--batch', type=int, default=1, help='images a step')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='where to run')
+    parser.add_argument('--batch', type=int, default=1, help='images per step')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='device to run on')
     parser.add_argument(
-        '--dtype', choices=['fp32', 'bf16'], default='fp32', help='bf16 is autocast to bfloat16'
-    )
-    parser.add_argument('--mode', choices=['inference', 'train'], default='inference', help='step')
-    parser.add_argument(
-        '--peers', default=','.join(PEERS), help='which to measure beside, separated by commas'
+        '--dtype', choices=['fp32', 'bf16'], default='fp32', help='bf16: autocast to bfloat16'
     )
     parser.add_argument(
-        '--layout', choices=[*LAYOUTS, 'both'], default='both', help='of models and images'
+        '--mode', choices=['inference', 'train'], default='inference', help='kind of step'
+    )
+    parser.add_argument(
+        '--peers', default=','.join(PEERS), help='libraries to compare with, separated by commas'
+    )
+    parser.add_argument(
+        '--layout',
+        choices=[*LAYOUTS, 'both'],
+        default='both',
+        help='memory layout of models and images',
     )
     parser.add_argument('--repeats', type=int, default=7, help='measured rounds')
-    parser.add_argument('--json', type=Path, metavar='OUT', help='file for all figures')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='file for all results')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='file for a plot')
     parser.add_argument(
         '--sweep',
         action='store_true',
-        help=f'measure this backbone alone, {SWEEP_ARCHS[0]} to {SWEEP_ARCHS[-1]} on images of '
-        f'{SWEEP_SIZES[0]} to {SWEEP_SIZES[-1]} pixels a side',
+        help=f'measure only this backbone, {SWEEP_ARCHS[0]} to {SWEEP_ARCHS[-1]} on images of '
+        f'{SWEEP_SIZES[0]} to {SWEEP_SIZES[-1]} pixels per side',
     )
     args = parser.parse_args()
     unknown = set(filter(None, args.peers.split(','))) - set(PEERS)
@@ -63,16 +68,16 @@ def parse_args() -> argparse.Namespace:
         parser.error(f'--peers takes {", ".join(PEERS)}, not {", ".join(sorted(unknown))}')
     fixed = ('arch', 'size', 'peers', 'layout')
     if args.sweep and any(getattr(args, name) != parser.get_default(name) for name in fixed):
-        parser.error(f'--sweep goes without --{", --".join(fixed)}')
+        parser.error(f'--sweep cannot be combined with --{", --".join(fixed)}')
     if args.repeats < 1:
         parser.error('--repeats must be at least 1')
     if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: torch sees no GPU here')
+        parser.error('--device cuda: torch finds no GPU')
     return args
 
 
 def machine(device: str) -> str:
-    """The processor and what runs on it."""
+    """Describes the processor, the threads and the torch version."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
     if device == 'cuda':
@@ -84,7 +89,7 @@ def machine(device: str) -> str:
 
 
 def make_contenders(args: argparse.Namespace, case: Case, console: Console) -> list[Contender]:
-    """Builds all models in all layouts and names the peers that are missing."""
+    """Builds all models in all layouts and prints the skipped peers."""
     layouts = list(LAYOUTS) if args.layout == 'both' else [args.layout]
     builders = {'ours': build_ours}
     if case.mode == 'train':
@@ -102,7 +107,7 @@ def make_contenders(args: argparse.Namespace, case: Case, console: Console) -> l
 
 
 def compare(args: argparse.Namespace, console: Console) -> dict:
-    """Measures one case, prints its table and returns its figures."""
+    """Measures one case, prints a table and returns the results."""
     case = Case(args.arch, tuple(args.size), args.batch, args.device, args.dtype, args.mode)
     contenders = make_contenders(args, case, console)
     console.print(f'measuring {len(contenders)} contenders in {args.repeats} rounds')
@@ -168,7 +173,7 @@ def sweep(args: argparse.Namespace, console: Console) -> dict:
         growths = [growth(pixels, curve[key]) for key in ('time', 'memory')]
         table.add_row(arch, *(f'{t:.0f}' for t in curve['time']), *growths)
     console.print(table)
-    console.print('growth: exponent of the pixels, 1 is linear')
+    console.print('growth: exponent of the number of pixels, 1 is linear')
     if args.plot:
         plot_sweep(curves, table.title, args.plot)
     return dict(sizes=SWEEP_SIZES, machine=machine(args.device), curves=curves)
@@ -189,7 +194,7 @@ def plot_comparison(rows: list[dict], limit: float, title: str, path: Path) -> N
     axis.barh(names, medians, xerr=abs(ranges - medians), color=colours, capsize=3)
     axis.axvline(limit, color='tab:red', linestyle='--', label='matrix products alone')
     axis.invert_yaxis()
-    axis.set_xlabel('ms a step: median, fastest and slowest')
+    axis.set_xlabel('ms per step: median, fastest and slowest')
     axis.set_title(title, fontsize='medium', wrap=True)
     axis.legend()
     figure.savefig(path, dpi=120)
@@ -201,7 +206,7 @@ def plot_sweep(curves: dict[str, dict], title: str, path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(keys), figsize=(6 * len(keys), 5), layout='constrained', squeeze=False
     )
-    units = {'time': 'ms a step', 'memory': 'MiB for the backward pass'}
+    units = {'time': 'ms per step', 'memory': 'MiB saved for the backward pass'}
     for axis, key in zip(axes.flat, keys, strict=True):
         for arch, curve in curves.items():
             axis.plot(np.square(SWEEP_SIZES) / 1e6, curve[key], marker='o', label=arch)

@@ -1,9 +1,9 @@
 """Prints the most probable classes of images.
 
-python tools/classify.py IMAGE... --checkpoint FILE [--config CONFIG] [--topk 5]
+python tools/demo/classify.py IMAGE... --checkpoint FILE [--config CONFIG] [--topk 5]
 
-FILE is a checkpoint of a classifier in any naming that the package knows. The model and the reading
-of images are those of a config: by default the one that tools/train.py left beside FILE.
+FILE is a classifier checkpoint in any format that the package supports. The model and the image
+pipeline come from a config: by default the one that tools/train.py saved next to FILE.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def find_config(checkpoint: Path) -> Path:
     configs = sorted(checkpoint.parent.glob('*.py'))
     if len(configs) != 1:
         raise ValueError(
-            f'{len(configs)} configs lie beside {checkpoint}: name one by --config, '
+            f'{len(configs)} configs found next to {checkpoint}: choose one with --config, '
             'such as configs/classification/convnext-t_in1k.py'
         )
     return configs[0]
 
 
 def read_classes(cfg: Config, checkpoint: Path) -> list[str] | None:
-    """Names of the classes: those of the config, or else of mmengine's checkpoint, or None."""
+    """Class names from the config, otherwise from mmengine's checkpoint, otherwise None."""
     classes = cfg.test_dataloader.dataset.get('metainfo', {}).get('classes')
     if classes is None and checkpoint.suffix == '.pth':
         content = torch.load(checkpoint, map_location='cpu', weights_only=True)
@@ -45,11 +45,11 @@ def read_classes(cfg: Config, checkpoint: Path) -> list[str] | None:
 
 
 def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: int) -> None:
-    """Prints, below the path of each image, its classes from the most probable one on.
+    """Prints the path of each image and its most probable classes.
 
     Raises:
         FileNotFoundError: If an image, the checkpoint or the config does not exist.
-        ValueError: If no config is found, or the checkpoint does not fit it or is no classifier's.
+        ValueError: If no config is found, or if the checkpoint does not match it or has no head.
     """
     for path in (*images, checkpoint):
         if not path.exists():
@@ -58,7 +58,7 @@ def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: in
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model).eval()
     if model.problem_type == 'regression':
-        raise ValueError('the model is a regression, which has no probabilities')
+        raise ValueError('a regression model has no probabilities')
     load_checkpoint(model, checkpoint)
     classes = read_classes(cfg, checkpoint) or range(model.num_labels)
     pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE', help='image file')
     parser.add_argument('--checkpoint', type=Path, required=True, help='checkpoint file')
-    parser.add_argument('--config', type=Path, help='config file (default: beside the checkpoint)')
+    parser.add_argument('--config', type=Path, help='config file (default: next to the checkpoint)')
     parser.add_argument('--topk', type=int, default=5, help='classes to print (default: 5)')
     args = parser.parse_args()
     if args.topk < 1:

@@ -1,4 +1,4 @@
-"""Figures about a trained model: what it predicts and how it learned."""
+"""Figures of a trained model: predictions and training curve."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
-# Labels have a fixed size: small images are enlarged until a label fits beside its object.
+# Labels have a fixed size: small images are enlarged so that a label fits next to its object.
 DRAWN_SIDE = 384
 
 
 def _enlarge(instances: InstanceData, factor: int) -> InstanceData:
-    """Scales boxes and masks as the image is scaled, by an integer."""
+    """Scales boxes and masks by an integer, like the image."""
     masks = instances.masks
     masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks.numpy()
     enlarged = instances.clone()
@@ -32,7 +32,7 @@ def _enlarge(instances: InstanceData, factor: int) -> InstanceData:
 
 @torch.no_grad()
 def _predict(runner: Runner, count: int) -> list[BaseDataElement]:
-    """Predictions on the first test images, beside their ground truth."""
+    """Predictions and ground truth of the first test images."""
     runner.model.eval()
     samples: list[BaseDataElement] = []
     for data in runner.test_dataloader:
@@ -47,9 +47,9 @@ def draw_instances(runner: Runner, path: Path, count: int = 8, score_thr: float 
 
     Args:
         runner: A runner with a trained instance segmenter and an annotated test set.
-        path: File of the figure.
-        count: Number of images, an even one. Default: 8.
-        score_thr: Predictions of a lower score are left out. Default: 0.6.
+        path: Output file.
+        count: Number of images, must be even. Default: 8.
+        score_thr: Predictions with a lower score are not drawn. Default: 0.6.
     """
     from mmdet.visualization import DetLocalVisualizer
 
@@ -72,12 +72,12 @@ def draw_instances(runner: Runner, path: Path, count: int = 8, score_thr: float 
 
 
 def draw_segments(runner: Runner, path: Path, count: int = 8) -> None:
-    """Draws image, ground truth and prediction of the first test images, a legend above them.
+    """Draws image, ground truth and prediction of the first test images, with a legend.
 
     Args:
         runner: A runner with a trained segmentor and an annotated test set.
-        path: File of the figure.
-        count: Number of images, an even one. Default: 8.
+        path: Output file.
+        count: Number of images, must be even. Default: 8.
     """
     meta = runner.test_dataloader.dataset.metainfo
     palette = np.array(meta['palette'], np.uint8)
@@ -106,12 +106,12 @@ def draw_curve(
     """Draws the loss and metrics over iterations.
 
     Args:
-        scalars: The JSON lines that mmengine's LocalVisBackend wrote: training lines by iteration,
-            validation lines by epoch.
+        scalars: JSON lines from mmengine's LocalVisBackend. Steps are iterations in training lines
+            and epochs in validation lines.
         iterations_per_epoch: Length of the training dataloader.
-        metrics: Keys of the metrics, by their names.
-        perfect: What the framework calls a perfect score; drawn as 1.
-        path: File of the figure.
+        metrics: Names and keys of the metrics.
+        perfect: The framework's value for a perfect score; drawn as 1.
+        path: Output file.
     """
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
     losses = np.array([(line['step'], line['loss']) for line in lines if 'loss' in line])

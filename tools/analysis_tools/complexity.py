@@ -1,10 +1,10 @@
 """Counts the parameters, FLOPs and activations of a config's model.
 
-    python tools/complexity.py CONFIG [CONFIG ...] [--shape H W]
+    python tools/analysis_tools/complexity.py CONFIG [CONFIG ...] [--shape H W]
 
-mmengine's counter counts, one multiply-add as one FLOP. The model is built on the meta device:
+mmengine's counter is used: one multiply-add is one FLOP. The model is built on the meta device:
 nothing is computed, allocated or downloaded, and the largest detector takes seconds. Only a model
-with deformable attention has to be run, on the CPU, which takes about half a minute.
+with deformable attention must run on the CPU, which takes about half a minute.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Inference(nn.Module):
-    """What a model computes for one image, from images to predictions not yet decoded.
+    """The computation of a model for one image, up to predictions before decoding.
 
-    Of a two-stage detector: as many regions as its test settings let through, 1000 proposals for
-    each box head and 100 detections for each mask head in mmdet's, whatever the weights find.
-    Cropping regions from the maps is not counted by any of the tables, and not here.
+    A two-stage detector processes the maximum number of regions that its test settings allow: in
+    mmdet's configs, 1000 proposals for each box head and 100 detections for each mask head.
+    RoIAlign is not counted, as in the published tables.
 
     Args:
-        model: A detector, segmentor or classifier of mmengine's kind, or any other module that
+        model: A detector, segmentor or classifier (a ``BaseModel``), or any other module that
             takes images.
     """
 
@@ -74,15 +74,15 @@ class Inference(nn.Module):
 
 
 def as_list(modules: nn.Module) -> list[nn.Module]:
-    """The stages of a cascade, or the one there is."""
+    """The stages of a cascade, or the single module as a list."""
     return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
 
 
 class OutsideOfTrace(TorchDispatchMode):
-    """Runs the kernels of a traced model in a thread of their own, which no tracer watches.
+    """Runs the kernels of a traced model in a separate thread, which is not traced.
 
-    The counter traces. While it does, sizes are tensors, and the meta device's kernels, many of
-    them written in Python, compute with sizes.
+    The counter traces the model. During tracing, sizes are tensors. The meta device's kernels
+    compute with sizes, and many of them are written in Python.
     """
 
     def __init__(self) -> None:
@@ -101,10 +101,10 @@ class OutsideOfTrace(TorchDispatchMode):
 
 
 class ConvolutionsInTrace(TorchFunctionMode):
-    """Calls the form of a convolution that a trace holds.
+    """Replaces a convolution by the operator that the tracer records.
 
-    The tracer leaves ``conv2d`` out and waits for the ``_convolution`` that it leads to on a CPU,
-    but on the meta device does not.
+    The tracer ignores ``conv2d`` and records the ``_convolution`` that it calls. On the meta
+    device, ``conv2d`` does not call it.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -113,7 +113,7 @@ class ConvolutionsInTrace(TorchFunctionMode):
         if func is F.conv_transpose2d:
             return self._convolve_transposed(*args, **(kwargs or {}))
         if func in (F.conv1d, F.conv3d, F.conv_transpose1d, F.conv_transpose3d):
-            raise NotImplementedError(f'{func.__name__} cannot be counted, only two dimensions can')
+            raise NotImplementedError(f'{func.__name__} cannot be counted: only 2-D is supported')
         return func(*args, **(kwargs or {}))
 
     @staticmethod
@@ -134,11 +134,11 @@ class ConvolutionsInTrace(TorchFunctionMode):
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
-    """The size at which the papers' tables count a config's model.
+    """The image size that the papers' tables use for a config's model.
 
     Returns:
         Height and width in pixels: ``(800, 1280)`` for a detector, ``(c, 4 c)`` for a segmentor of
-        crop size c, ``(224, 224)`` for all else.
+        crop size c, ``(224, 224)`` otherwise.
     """
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
@@ -149,25 +149,25 @@ def default_shape(cfg: Config) -> tuple[int, int]:
 
 
 def needs_numbers(model: nn.Module) -> bool:
-    """Whether shapes in a model depend on what tensors hold, as those of deformable attention."""
+    """Whether shapes in a model depend on tensor values, as in deformable attention."""
     names = {type(module).__name__ for module in model.modules()}
     return 'MultiScaleDeformableAttention' in names
 
 
 def measure(cfg: Config, shape: tuple[int, int] | None = None) -> dict[str, int | float]:
-    """Counts what a model needs to predict on one image.
+    """Counts parameters, FLOPs and activations of a model for one image.
 
     Args:
-        cfg: A config with a ``model``, such as all of ``configs/``.
+        cfg: A config with a ``model``, such as those in ``configs/``.
         shape: Height and width of the image in pixels. Default: :func:`default_shape`.
 
     Returns:
-        ``params``, ``flops`` (multiply-adds) and ``activations`` (outputs of convolutions, linear
-        layers and matrix products), each a number of them.
+        The numbers of ``params``, ``flops`` (multiply-adds) and ``activations`` (output elements of
+        convolutions, linear layers and matrix products).
     """
     height, width = shape or default_shape(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    # Preprocessing is no part of the model, and mixing needs numbers already when it is built.
+    # Preprocessing is not counted, and mixing cannot be built on the meta device.
     model_cfg = {key: value for key, value in cfg.model.items() if key != 'data_preprocessor'}
     with torch.inference_mode(), ExitStack() as stack:
         stack.enter_context(torch.device('meta'))
@@ -196,11 +196,11 @@ def main() -> None:
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='of the image (default: 800 1280 for detectors, 512 2048 or 640 2560 by crop size '
+        help='image size (default: 800 1280 for detectors, 512 2048 or 640 2560 by crop size '
         'for segmentors, 224 224 for classifiers and backbones)',
     )
     args = parser.parse_args()
-    # mmengine's counter names every operator and module that has no share in its numbers.
+    # mmengine's counter warns about every operator and module that it does not count.
     MMLogger.get_instance('mmengine', log_level='ERROR')
     table = Table()
     for column in ('config', 'image', 'params', 'FLOPs', 'activations'):

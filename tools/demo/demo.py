@@ -1,14 +1,15 @@
-"""The whole way from nothing to a model that has learned, on generated shapes.
+"""Trains a model from scratch on generated shapes and checks that it has learned.
 
-    python tools/demo.py [detection|segmentation] [--work-dir DIR]
+    python tools/demo/demo.py [detection|segmentation] [--work-dir DIR]
 
 Generates the data, trains the demo's Mask R-CNN or UPerNet, evaluates its checkpoint with COCO's
-metrics or mIoU and draws its predictions. Exits with 1 when the model has not learned.
+metrics or mIoU and draws its predictions. Exits with status 1 if the model has not learned.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from figures import draw_curve, draw_instances, draw_segments
-from make_shapes_dataset import make_shapes_dataset
 from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-CONFIGS = Path(__file__).parents[1] / 'configs/demo'
+REPO = Path(__file__).parents[2]
+CONFIGS = REPO / 'configs/demo'
+GENERATOR = REPO / 'tools/dataset_converters/make_shapes_dataset.py'
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class Task:
 
     Attributes:
         config: Name of the config file.
-        model: What the config trains, for the reader.
-        minutes: About how long the training takes on 2 cores.
-        work_dir: Default folder of what it writes.
-        metrics: Keys of the metrics to print, by their names.
-        bars: What the validation images must reach at least, by name, of 1.
-        perfect: What the framework calls a perfect score.
-        curves: Names of the metrics in the figure of the training.
-        draw: Draws predictions of a runner to a file.
+        model: Description of the model.
+        minutes: Approximate training time on 2 cores.
+        work_dir: Default output folder.
+        metrics: Names and keys of the metrics to print.
+        minimum: Scores that the validation images must reach, between 0 and 1.
+        perfect: The framework's value for a perfect score.
+        curves: Names of the metrics in the training figure.
+        draw: Draws a runner's predictions to a file.
     """
 
     config: str
@@ -46,7 +48,7 @@ class Task:
     minutes: int
     work_dir: str
     metrics: dict[str, str]
-    bars: dict[str, float]
+    minimum: dict[str, float]
     perfect: float
     curves: tuple[str, ...]
     draw: Callable[[Runner, Path], None]
@@ -64,7 +66,7 @@ TASKS = {
             'mask mAP': 'coco/segm_mAP',
             'mask AP50': 'coco/segm_mAP_50',
         },
-        bars={'box mAP': 0.55, 'mask mAP': 0.70},
+        minimum={'box mAP': 0.55, 'mask mAP': 0.70},
         perfect=1,
         curves=('box mAP', 'mask mAP'),
         draw=draw_instances,
@@ -75,7 +77,7 @@ TASKS = {
         minutes=1,
         work_dir='work_dirs/demo-seg',
         metrics={'mIoU': 'mIoU', 'mean accuracy': 'mAcc', 'pixel accuracy': 'aAcc'},
-        bars={'mIoU': 0.80},
+        minimum={'mIoU': 0.80},
         perfect=100,
         curves=('mIoU',),
         draw=draw_segments,
@@ -83,13 +85,21 @@ TASKS = {
 }
 
 
+def generate(folder: str) -> None:
+    """Generates the data with its script, as a user would."""
+    options = '--train 200 --val 40 --size 128 --seed 0'
+    print(f'Generating the shapes: {GENERATOR.name} {folder} {options}', flush=True)
+    subprocess.run([sys.executable, GENERATOR, folder, *options.split()], check=True)
+
+
 def print_results(task: Task, scores: dict[str, float], seconds: float) -> None:
-    """Prints the scores, their bars and the training time in one table."""
+    """Prints the scores, their minimums and the training time in one table."""
     table = Table(title=f'{task.model}, generated shapes')
     for column in ('', 'reached', 'at least'):
         table.add_column(column)
     for name, score in scores.items():
-        table.add_row(name, f'{score:.3f}', f'{task.bars[name]:.2f}' if name in task.bars else '')
+        minimum = f'{task.minimum[name]:.2f}' if name in task.minimum else ''
+        table.add_row(name, f'{score:.3f}', minimum)
     table.add_row('training', f'{int(seconds) // 60} min {int(seconds) % 60:02d} s', '')
     Console().print(table)
 
@@ -101,15 +111,14 @@ def main() -> None:
     )
     parser.add_argument(
         '--work-dir',
-        help='(default: work_dirs/demo for detection, work_dirs/demo-seg for segmentation)',
+        help='output folder (default: work_dirs/demo, or work_dirs/demo-seg for segmentation)',
     )
     args = parser.parse_args()
     task = TASKS[args.task]
 
     cfg = Config.fromfile(CONFIGS / task.config)
     cfg.work_dir = args.work_dir or task.work_dir
-    print(f'Generating the shapes in {cfg.data_root}')
-    make_shapes_dataset(Path(cfg.data_root), train=200, val=40, size=128, seed=0)
+    generate(cfg.data_root)
 
     print(f'Training: about {task.minutes} min on 2 cores')
     runner = Runner.from_cfg(cfg)
@@ -117,7 +126,7 @@ def main() -> None:
     runner.train()
     seconds = time.perf_counter() - started
 
-    # From the file, not from memory: what was saved is what others will use.
+    # Tests the saved checkpoint instead of the model in memory: users load the checkpoint.
     runner.load_checkpoint(find_latest_checkpoint(cfg.work_dir))
     metrics = runner.test()
     scores = {name: metrics[key] / task.perfect for name, key in task.metrics.items()}
@@ -133,9 +142,9 @@ def main() -> None:
 
     print_results(task, scores, seconds)
     print(f'{predictions}\n{curve}')
-    missed = [name for name, bar in task.bars.items() if scores[name] < bar]
+    missed = [name for name, minimum in task.minimum.items() if scores[name] < minimum]
     if missed:
-        sys.exit(f'The model has not learned: {", ".join(missed)} below the bar.')
+        sys.exit(f'The model has not learned: {", ".join(missed)} below the minimum.')
 
 
 if __name__ == '__main__':

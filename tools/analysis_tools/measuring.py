@@ -1,4 +1,4 @@
-"""The measuring behind benchmark.py: cases, contenders, rounds in turn, the limit."""
+"""Measurements for benchmark.py: cases, contenders, rounds and the lower limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WARM_UP = 2  # rounds
 
 @dataclass
 class Case:
-    """What is run: an architecture on random images."""
+    """One setting: an architecture on random images."""
 
     arch: str
     size: tuple[int, int]
@@ -31,13 +31,13 @@ class Case:
     mode: str
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Autocast to bfloat16, or nothing."""
+        """Autocast to bfloat16, or a null context for fp32."""
         if self.dtype == 'fp32':
             return contextlib.nullcontext()
         return torch.autocast(self.device, torch.bfloat16)
 
     def images(self, layout: str) -> Tensor:
-        """The images, ``(N, 3, H, W)``."""
+        """Random images, ``(N, 3, H, W)``."""
         torch.manual_seed(0)
         images = torch.randn(self.batch, 3, *self.size, device=self.device)
         return images.contiguous(memory_format=LAYOUTS[layout])
@@ -45,11 +45,11 @@ class Case:
 
 @dataclass
 class Contender:
-    """A model in a layout and what was measured of it.
+    """A model in one layout, with its measurements.
 
     Attributes:
-        times: In milliseconds, one a round.
-        memory: MiB of activations saved for the backward pass (CUDA: most memory allocated).
+        times: In milliseconds, one per round.
+        memory: MiB of activations saved for the backward pass (CUDA: peak memory allocated).
     """
 
     name: str
@@ -64,7 +64,7 @@ class Contender:
 
 
 def make_step(model: nn.Module, images: Tensor, case: Case) -> Callable[[], None]:
-    """A function that runs one inference, or one forward and backward pass of a training."""
+    """Returns a function that runs one inference, or one forward and backward pass."""
     model.train(case.mode == 'train')
 
     def infer() -> None:
@@ -81,9 +81,9 @@ def make_step(model: nn.Module, images: Tensor, case: Case) -> Callable[[], None
 
 
 def saved_activations(model: nn.Module, images: Tensor, case: Case) -> float:
-    """MiB that a forward pass keeps for the backward pass, parameters left out."""
+    """MiB that a forward pass saves for the backward pass, without parameters."""
     storages: dict[int, int] = {}
-    kept = []  # no two tensors may have one address
+    kept = []  # a freed address could be reused and hide a tensor
 
     def pack(tensor: Tensor) -> None:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -91,14 +91,14 @@ def saved_activations(model: nn.Module, images: Tensor, case: Case) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing), case.autocast():
         model(images)
-    kept.clear()  # the graph holds pack, which holds the list, which holds the graph
+    kept.clear()  # breaks the reference cycle graph, pack, kept
     for parameter in model.parameters():
         storages.pop(parameter.untyped_storage().data_ptr(), None)
     return sum(storages.values()) / 2**20
 
 
 def most_allocated(step: Callable[[], None]) -> float:
-    """MiB of GPU memory that a step needs at most."""
+    """Peak GPU memory of a step in MiB."""
     step()
     torch.cuda.reset_peak_memory_stats()
     step()
@@ -106,7 +106,7 @@ def most_allocated(step: Callable[[], None]) -> float:
 
 
 def run_once(step: Callable[[], None], device: str) -> float:
-    """Milliseconds that a step takes."""
+    """Duration of a step in milliseconds."""
     if device == 'cuda':
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -133,7 +133,7 @@ def make_contender(name: str, layout: str, model: nn.Module, case: Case) -> Cont
 def measure(contenders: list[Contender], repeats: int, device: str) -> None:
     """Runs all contenders in turn, ``repeats`` rounds after the warm-up.
 
-    A progress bar would draw from a thread of its own, at the cost of what is measured.
+    There is no progress bar, because its thread would disturb the measurement.
     """
     for round_ in range(WARM_UP + repeats):
         for contender in contenders:
@@ -144,7 +144,7 @@ def measure(contenders: list[Contender], repeats: int, device: str) -> None:
 
 @torch.no_grad()
 def product_limit(case: Case, repeats: int) -> float:
-    """Milliseconds that the blocks' matrix products take alone."""
+    """Duration of the blocks' matrix products alone, in milliseconds."""
     dtype = torch.float32 if case.dtype == 'fp32' else torch.bfloat16
     arch = resolve_arch(case.arch)
     total = 0.0
@@ -154,14 +154,14 @@ def product_limit(case: Case, repeats: int) -> float:
         wide = torch.randn(rows, 4 * width, device=case.device, dtype=dtype)
         weight = torch.randn(4 * width, width, device=case.device, dtype=dtype)
         products = [(narrow, weight), (wide, weight.t())]
-        if case.mode == 'train':  # the gradients by the rows, then those by the weights
+        if case.mode == 'train':  # gradients with respect to rows, then weights
             products = products * 2 + [(wide.t(), narrow.t()), (narrow.t(), wide.t())]
         total += depth * sum(_product_time(*factors, case.device, repeats) for factors in products)
     return total
 
 
 def _product_time(rows: Tensor, weight: Tensor, device: str, repeats: int) -> float:
-    """The median of the faster of torch's product and oneDNN's."""
+    """Median time of the faster product, torch's or oneDNN's."""
     times = {
         way: [run_once(lambda way=way: way(rows, weight), device) for _ in range(WARM_UP + repeats)]
         for way in (F.linear, linear)

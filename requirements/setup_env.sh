@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up the development environment in a virtual environment, from nothing to mmdet and mmseg with
-# working operators. Usage: tools/setup_env.sh VENV [STACK]
-# STACK is openmmlab (default) or onedl, whose mmcv is another package; the two cannot share a VENV.
-# PYTHON chooses the interpreter, default python3.11.
+# Creates a virtual environment for development, with mmdet, mmseg and mmcv's compiled operators.
+# Usage: requirements/setup_env.sh VENV [STACK]
+# STACK is openmmlab (default) or onedl. Each needs its own VENV: their packages conflict.
+# PYTHON sets the interpreter (default: python3.11).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
@@ -19,7 +19,7 @@ esac
 say() { printf '\n== %s\n' "$*"; }
 pip_install() { "$venv/bin/python" -m pip install -c requirements/constraints.txt "$@"; }
 
-# One detection operator on its two inputs: fails when mmcv was built against another torch.
+# Runs one operator. It fails if mmcv was built against another torch.
 operators_work() {
     "$venv/bin/python" -W ignore - <<'PY' 2>>"$log"
 import torch
@@ -30,7 +30,7 @@ assert roi_align(torch.ones(1, 1, 8, 8), boxes, 2).sum() == 4
 PY
 }
 
-# Runs pip in the background and says every half minute how far the compiler is.
+# Runs pip in the background and prints the compiler's progress every 30 s.
 build_mmcv() {
     pip_install -v --no-build-isolation "$@" "$mmcv" >>"$log" 2>&1 &
     local build=$! seconds=0
@@ -41,7 +41,7 @@ build_mmcv() {
             echo "   ${seconds} s $(grep -oE '\[[0-9]+/[0-9]+\]' "$log" | tail -n 1)"
         fi
     done
-    wait "$build" || { tail -n 40 "$log"; echo "mmcv did not build; all of its output: $log" >&2; exit 1; }
+    wait "$build" || { tail -n 40 "$log"; echo "mmcv was not built; full output: $log" >&2; exit 1; }
 }
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
@@ -57,11 +57,11 @@ pip_install -q -r requirements/build.txt
 : >"$log"
 if ! operators_work; then
     say "Installing $mmcv; its operators are compiled once: about 6 to 9 minutes on 2 cores"
-    # Without nvcc only the CPU operators can be built, and mmcv wants CUDA's wherever it sees a GPU.
+    # mmcv builds CUDA operators if it sees a GPU. This fails without nvcc, so hide the GPU.
     command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=
     export MMCV_WITH_OPS=1
     build_mmcv
-    # pip's cache does not know which torch a wheel was built against.
+    # pip's cache may have a wheel that was built against another torch.
     operators_work || build_mmcv --no-cache-dir --force-reinstall --no-deps
     operators_work || { tail -n 20 "$log"; echo "mmcv's operators do not work, see $log" >&2; exit 1; }
 fi
@@ -69,11 +69,11 @@ fi
 say 'Installing mmdet, mmseg, the test tools and this package'
 pip_install -q --no-build-isolation -r "requirements/$stack.txt" -r requirements/dev.txt -e .
 
-# A slim system has no libGL: the same OpenCV without windows takes its place.
+# Without libGL, only the headless build of OpenCV can be imported.
 "$venv/bin/python" -c 'import cv2' 2>/dev/null ||
     pip_install -q --force-reinstall --no-deps opencv-python-headless
 say "Compiling this package's kernels: half a minute, once"
 "$venv/bin/python" -m convnext_backbone.ops.build ||
-    echo 'The kernels did not compile; all works without them, but slower' >&2
+    echo 'The kernels were not compiled; the package works without them, but is slower' >&2
 
-say "The environment stands in $venv"
+say "The environment is ready in $venv"

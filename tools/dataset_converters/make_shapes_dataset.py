@@ -1,12 +1,12 @@
-"""Writes a dataset of coloured shapes: detection and segmentation tasks learned in minutes.
+"""Writes a dataset of coloured shapes for detection and segmentation, learned in minutes.
 
-    python tools/make_shapes_dataset.py OUT --train 200 --val 40 --size 128 --seed 0
+python tools/dataset_converters/make_shapes_dataset.py OUT --train 200 --val 40 --size 128 --seed 0
 
-Every image holds one to three circles, squares and triangles that do not overlap, each class near
-a hue of its own, on noisy grey ground. The layout of OUT is that of COCO: ``train/``, ``val/`` and
-``annotations/instances_{train,val}.json`` with boxes and polygons. That of mmseg has the classes of
-all pixels in ``masks/{train,val}/``, under the images' names: 0 is background, 1 to 3 are the
-classes. The same arguments give the same dataset.
+Every image has one to three circles, squares and triangles on a noisy grey background. They do not
+overlap, and each class has its own range of hues. OUT has COCO's layout: ``train/``, ``val/`` and
+``annotations/instances_{train,val}.json`` with boxes and polygons. For mmseg, ``masks/{train,val}``
+has one mask per image, with the same name: 0 is background, 1 to 3 are the classes. The same
+arguments give the same dataset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-# Corners of the regular polygon that stands for each class, and its hue in degrees.
+# Number of corners of each class's regular polygon, and its hue in degrees.
 CLASSES = {'circle': (32, 0), 'square': (4, 120), 'triangle': (3, 240)}
 HUE_SPREAD = 25
 SMALLEST_SIZE = 32
@@ -49,10 +49,10 @@ class Shape:
 
 
 def sample_shapes(rng: np.random.Generator, size: int, wanted: int) -> list[Shape]:
-    """Places up to ``wanted`` shapes whose circumcircles neither overlap nor leave the image."""
+    """Places up to ``wanted`` shapes inside the image, without overlap of their circumcircles."""
     shapes: list[Shape] = []
     placed: list[tuple[np.ndarray, float]] = []
-    # A place may be taken: some images get fewer shapes than wanted, none gets zero.
+    # Overlapping shapes are skipped: some images get fewer than wanted, but at least one.
     for _ in range(50):
         if len(shapes) == wanted:
             break
@@ -81,7 +81,7 @@ def draw(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray
 
 
 def draw_mask(shapes: list[Shape], size: int) -> np.ndarray:
-    """Paints classes, ``(size, size)`` uint8: 0 is background, 1 the first of ``CLASSES``."""
+    """Paints class labels, ``(size, size)`` uint8: 0 is background, 1 the first of ``CLASSES``."""
     mask = np.zeros((size, size), np.uint8)
     for shape in shapes:
         fill(mask, shape, 1 + list(CLASSES).index(shape.name), cv2.LINE_8)
@@ -90,7 +90,7 @@ def draw_mask(shapes: list[Shape], size: int) -> np.ndarray:
 
 def fill(image: np.ndarray, shape: Shape, color: Sequence[float] | int, line_type: int) -> None:
     """Fills a shape in place."""
-    # OpenCV counts from the centre of the first pixel, COCO from its corner; 4 fractional bits.
+    # OpenCV's origin is the centre of the first pixel, COCO's its corner; 4 fractional bits.
     corners = np.round((shape.corners - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(image, [corners], color, line_type, shift=4)
 
@@ -129,15 +129,15 @@ def write_split(out: Path, split: str, count: int, size: int, rng: np.random.Gen
 def make_shapes_dataset(
     out: Path, train: int, val: int, size: int, seed: int, write: Callable = write_split
 ) -> None:
-    """Writes both splits below ``out``.
+    """Writes both splits to ``out``.
 
     Args:
-        out: Folder of the dataset; made if missing, files of the same names are replaced.
+        out: Folder of the dataset; created if missing. Existing files are overwritten.
         train: Number of training images, at least 1.
         val: Number of validation images, at least 1.
         size: Side of the square images in pixels, at least 32.
-        seed: Seed of all that is random.
-        write: Writes one split, called as :func:`write_split`, the default.
+        seed: Random seed, not negative.
+        write: Function that writes one split, with the arguments of :func:`write_split`.
 
     Raises:
         ValueError: If a number is too small.
@@ -149,18 +149,18 @@ def make_shapes_dataset(
     if seed < 0:
         raise ValueError(f'the seed must not be negative, got {seed}')
     for split, count in (('train', train), ('val', val)):
-        # The splits must differ whatever the seed.
+        # The splits must differ for every seed.
         write(out, split, count, size, np.random.default_rng([seed, split == 'val']))
 
 
 def main(description: str, write: Callable = write_split) -> None:
-    """The command line: reads the arguments of :func:`make_shapes_dataset` and calls it."""
+    """Calls :func:`make_shapes_dataset` with arguments from the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('out', type=Path, help='folder of the dataset')
     parser.add_argument('--train', type=int, default=200, help='training images (default: 200)')
     parser.add_argument('--val', type=int, default=40, help='validation images (default: 40)')
     parser.add_argument('--size', type=int, default=128, help='side in pixels (default: 128)')
-    parser.add_argument('--seed', type=int, default=0, help='seed (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
     args = parser.parse_args()
     try:
         make_shapes_dataset(**vars(args), write=write)

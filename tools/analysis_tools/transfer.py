@@ -1,10 +1,10 @@
-"""Measures what a pre-trained classifier is worth to a detector that trains for a short time.
+"""Measures how much a pre-trained classifier improves a detector after a short training.
 
-    python tools/make_shapes_dataset.py data/shapes
-    python tools/transfer.py CHECKPOINT [--seeds 3] [--epochs 2] [--work-dir work_dirs/transfer]
+    python tools/dataset_converters/make_shapes_dataset.py data/shapes
+    python tools/analysis_tools/transfer.py CHECKPOINT [--seeds 3] [--epochs 2] [--work-dir DIR]
 
-Trains the demo's Mask R-CNN with every seed twice, from random weights and with the classifier's
-weights in its backbone, all else the same, and prints the validation mAP of each and their means.
+Trains the demo's Mask R-CNN twice per random seed: from random weights, and with the classifier's
+weights in its backbone and everything else unchanged. Prints the validation mAP and the means.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
-CONFIG = Path(__file__).parents[1] / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
+CONFIG = Path(__file__).parents[2] / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 METRICS = {'box mAP': 'coco/bbox_mAP', 'mask mAP': 'coco/segm_mAP'}
 
 
@@ -26,13 +26,13 @@ def train(work_dir: Path, seed: int, epochs: int, init_cfg: dict | None) -> dict
     """Trains one detector.
 
     Args:
-        work_dir: Folder of the log.
-        seed: Seed of weights, order of images and augmentation.
-        epochs: Length of the training, over which the learning rate falls as in the config.
-        init_cfg: Of the backbone.
+        work_dir: Folder for the log.
+        seed: Random seed of weights, image order and augmentation.
+        epochs: Number of epochs. The learning rate schedule is scaled to it.
+        init_cfg: The backbone's ``init_cfg``.
 
     Returns:
-        The validation metrics at the end.
+        The validation metrics after training.
     """
     cfg = Config.fromfile(CONFIG)
     cfg.work_dir = str(work_dir)
@@ -47,7 +47,7 @@ def train(work_dir: Path, seed: int, epochs: int, init_cfg: dict | None) -> dict
 
 
 def print_results(results: dict[str, list[dict[str, float]]]) -> None:
-    """Prints the metrics of every start, a column for each seed."""
+    """Prints the metrics of both starts, one column per random seed."""
     table = Table(title='Mask R-CNN, ConvNeXt-atto, generated shapes')
     seeds = range(len(next(iter(results.values()))))
     for column in ('', 'backbone', *(f'seed {seed}' for seed in seeds), 'mean'):
@@ -62,8 +62,8 @@ def print_results(results: dict[str, list[dict[str, float]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', help='checkpoint of a classifier on ConvNeXt-atto')
-    parser.add_argument('--seeds', type=int, default=3, help='(default: %(default)s)')
-    parser.add_argument('--epochs', type=int, default=2, help='of 50 iterations (default: 2)')
+    parser.add_argument('--seeds', type=int, default=3, help='number of random seeds (default: 3)')
+    parser.add_argument('--epochs', type=int, default=2, help='50 iterations each (default: 2)')
     parser.add_argument(
         '--work-dir', type=Path, default='work_dirs/transfer', help='(default: %(default)s)'
     )

@@ -1,8 +1,8 @@
-"""Writes an image folder of single coloured shapes: a classification task learned in minutes.
+"""Writes an image folder of single coloured shapes for classification, learned in minutes.
 
-    python tools/make_shapes_folder.py OUT --train 2000 --val 200 --size 128 --seed 0
+python tools/dataset_converters/make_shapes_folder.py OUT --train 2000 --val 200 --size 128 --seed 0
 
-The images are those of ``make_shapes_dataset.py`` with one shape each. The layout of OUT is
+The images are those of ``make_shapes_dataset.py`` with one shape per image. The layout of OUT is
 ``train/CLASS/*.png`` and ``val/CLASS/*.png``. The same arguments give the same dataset.
 """
 
@@ -19,7 +19,7 @@ from rich.progress import track
 def write_class_folders(
     out: Path, split: str, count: int, size: int, rng: np.random.Generator
 ) -> None:
-    """Writes the images of one split, a folder for each class."""
+    """Writes the images of one split, one folder per class."""
     for name in CLASSES:
         (out / split / name).mkdir(parents=True, exist_ok=True)
     for image_id in track(range(1, count + 1), description=f'{split}: {count} images'):

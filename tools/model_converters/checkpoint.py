@@ -1,10 +1,10 @@
-"""Shows what a ConvNeXt checkpoint holds, or writes it in other people's naming.
+"""Shows the contents of a ConvNeXt checkpoint, or converts its keys to another format.
 
-python tools/checkpoint.py inspect FILE
-python tools/checkpoint.py convert FILE OUT --to {hf,meta,timm}
+python tools/model_converters/checkpoint.py inspect FILE
+python tools/model_converters/checkpoint.py convert FILE OUT --to {hf,meta,timm}
 
-FILE is all that init_cfg takes: a file, a Hugging Face folder, an http(s):// or hf:// address. OUT
-is written by safetensors if it ends in .safetensors, by torch otherwise.
+FILE is anything that init_cfg accepts: a file, a Hugging Face folder, an http(s):// or hf://
+address. OUT is a safetensors file if it ends in .safetensors, otherwise a torch file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from convnext_backbone.checkpoint import (
 from convnext_backbone.checkpoint.formats import FORMATS, WRITABLE
 from convnext_backbone.checkpoint.names import listed
 
-# Paths and values may have brackets, which are no markup.
+# Brackets in paths and values are not markup.
 console = Console(markup=False, soft_wrap=True)
 
 
@@ -58,7 +58,7 @@ def inspect(file: str) -> None:
 
 
 def count_tensors(found: Translation) -> dict[str, str]:
-    """How many tensors there are of each kind, those that are no ConvNeXt's by name."""
+    """Counts the tensors of each kind and names the unexpected ones."""
     starts = {
         'encoder.': 'tensors of the stages',
         'embeddings.': 'tensors of the stem',
@@ -71,26 +71,26 @@ def count_tensors(found: Translation) -> dict[str, str]:
         for start, kind in starts.items()
     }
     reasons = Counter(found.ignored.values())
-    rows['no part of it'] = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
+    rows['ignored'] = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
     rows['unexpected'] = ', '.join(found.unexpected)
     return {kind: row or '0' for kind, row in rows.items()}
 
 
 def convert(file: str, out: Path, to: str) -> None:
-    """Writes the tensors of a checkpoint's ConvNeXt by the names of another format.
+    """Writes a checkpoint's ConvNeXt tensors with the keys of another format.
 
     Raises:
         ValueError: If the checkpoint cannot be read, or if ``out`` is the checkpoint itself.
-        FileNotFoundError: If there is no checkpoint, or no folder for ``out``.
+        FileNotFoundError: If the checkpoint or the folder of ``out`` does not exist.
     """
     if not out.parent.is_dir():
         raise FileNotFoundError(f'no such folder: {out.parent}')
     if out.exists() and out.resolve() == Path(file).resolve():
-        raise ValueError(f'{out} would be overwritten by itself: name another output')
+        raise ValueError(f'{out} is the input file: choose another output')
     with console.status(f'reading {file}'):
         found = translate(read_checkpoint(file))
     exported, left = export(found.tensors, to)
-    # Views would take the memory they look at with them.
+    # A view would be saved with its whole storage.
     layout = torch.contiguous_format
     tensors = {name: tensor.clone(memory_format=layout) for name, tensor in exported.items()}
     with console.status(f'writing {out}'):
@@ -98,11 +98,11 @@ def convert(file: str, out: Path, to: str) -> None:
     console.print(f'{len(tensors)} tensors of {file} ({found.format}) written to {out} ({to})')
     left += [*found.ignored, *found.unexpected]
     if left:
-        console.print(f'{len(left)} not written, {to} has no names for them: {listed(left)}')
+        console.print(f'{len(left)} not written, {to} does not have keys for:  {listed(left)}')
 
 
 def save(tensors: dict[str, Tensor], out: Path) -> None:
-    """Writes a state dict, by safetensors if the file's suffix says so."""
+    """Writes a state dict with safetensors or torch, depending on the suffix."""
     if out.suffix == '.safetensors':
         from safetensors.torch import save_file
 
@@ -114,12 +114,12 @@ def save(tensors: dict[str, Tensor], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='command', required=True)
-    inspecting = commands.add_parser('inspect', help='print what a checkpoint holds')
+    inspecting = commands.add_parser('inspect', help='print the contents of a checkpoint')
     inspecting.add_argument('file', help='checkpoint: file, folder or address')
-    converting = commands.add_parser('convert', help='write a checkpoint in another naming')
+    converting = commands.add_parser('convert', help='convert a checkpoint to another format')
     converting.add_argument('file', help='checkpoint: file, folder or address')
-    converting.add_argument('out', type=Path, help='file to write, .safetensors or .pth')
-    converting.add_argument('--to', required=True, choices=WRITABLE, help='naming to write')
+    converting.add_argument('out', type=Path, help='output file, .safetensors or .pth')
+    converting.add_argument('--to', required=True, choices=WRITABLE, help='output format')
     args = vars(parser.parse_args())
     try:
         {'inspect': inspect, 'convert': convert}[args.pop('command')](**args)
