@@ -1,15 +1,17 @@
-# make demo       trains, evaluates and draws a Mask R-CNN on generated shapes
-# make demo-seg   the same with a UPerNet for semantic segmentation
-# make test       lint and all tests; on the OneDL forks with STACK=onedl, in an environment of their own
-# All set the environment up first: minutes once, nothing afterwards.
+# make demo         trains and evaluates a Mask R-CNN on generated shapes and draws its predictions
+# make demo-seg     does the same with a UPerNet for semantic segmentation
+# make test         runs lint, type checks and all tests; with STACK=onedl on the OneDL forks
+# make test-oldest  runs the tests that need no mmdet with the oldest supported torch and mmengine
+# make clean        removes the environments and everything that the other commands wrote
+# Each command sets up its environment first: minutes once, nothing afterwards.
 
 STACK := openmmlab
 VENV := $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 PYTHON_VENV := $(VENV)/bin/python
-# Without nvcc, mmcv's operators are built for the CPU alone, whatever GPU there is.
+# Without nvcc, only mmcv's CPU operators are built, also on a machine with a GPU.
 ON_CPU := CUDA_VISIBLE_DEVICES=
 
-.PHONY: help demo demo-seg test clean
+.PHONY: help demo demo-seg test test-oldest kernels clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -18,16 +20,25 @@ $(VENV)/ready: requirements/setup_env.sh $(wildcard requirements/*.txt) setup.cf
 	requirements/setup_env.sh $(VENV) $(STACK)
 	touch $@
 
-demo: $(VENV)/ready
+# The kernels are outside the environment, in the user's cache folder.
+kernels: $(VENV)/ready
+	@$(PYTHON_VENV) -m convnext_backbone.ops.build || \
+		echo 'The kernels did not compile; everything works without them, but slower' >&2
+
+demo: kernels
 	$(ON_CPU) $(PYTHON_VENV) tools/demo/demo.py
 
-demo-seg: $(VENV)/ready
+demo-seg: kernels
 	$(ON_CPU) $(PYTHON_VENV) tools/demo/demo.py segmentation
 
-test: $(VENV)/ready
+test: kernels
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(ON_CPU) $(PYTHON_VENV) -m pytest
 
+test-oldest:
+	requirements/test_oldest.sh .venv-oldest
+
 clean:
-	rm -rf .venv .venv-onedl work_dirs data/shapes convnext_backbone/ops/kernels-*.so
+	rm -rf .venv .venv-onedl .venv-oldest work_dirs data/shapes

@@ -60,7 +60,7 @@ class Arch:
 
     def _distance(self, other: Arch) -> float:
         """The sum of the ratios of depths and widths, as powers of two."""
-        total = 4 * abs(len(self.depths) - len(other.depths))
+        total = 4.0 * abs(len(self.depths) - len(other.depths))
         total += (self.use_grn != other.use_grn) / 4
         pairs = [
             *zip(self.depths, other.depths, strict=False),

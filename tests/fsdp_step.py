@@ -15,8 +15,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from convnext_backbone import ConvNextBackbone
-from convnext_backbone.layers import ConvNextLayer
+from convnext_backbone import ConvNextBackbone, ConvNextLayer
 
 OPTIM_WRAPPER = dict(
     type='OptimWrapper',

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from convnext_backbone import ConvNextBackbone
-from convnext_backbone.safe_globals import allow_mmengine_checkpoints
+from convnext_backbone.checkpoint import MMENGINE_CLASSES, allowed
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -51,5 +51,5 @@ def run_tool(name: str, *args: object, cwd: Path, launcher: tuple = (sys.executa
 
 def load_whole(path: Path) -> object:
     """Loads a whole mmengine checkpoint, independent of earlier loads in this process."""
-    allow_mmengine_checkpoints()
-    return torch.load(path, map_location='cpu', weights_only=True)
+    with allowed(MMENGINE_CLASSES):
+        return torch.load(path, map_location='cpu', weights_only=True)

@@ -12,8 +12,7 @@ from helpers import ALL_FEATURES, SMALL, STAGES, randomize, small_backbone
 from mmengine.registry import MODELS
 from torch import nn
 
-from convnext_backbone import ConvNextBackbone
-from convnext_backbone.backbone import ConvNextBackboneOutput
+from convnext_backbone import ConvNextBackbone, ConvNextBackboneOutput
 
 
 def test_import_needs_torch_and_mmengine_only():

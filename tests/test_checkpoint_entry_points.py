@@ -171,7 +171,7 @@ def test_a_prefix_that_is_not_there_is_an_error(tmp_path):
     model = small_backbone(
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='encoder')
     )
-    with pytest.raises(ValueError, match=r"beneath the prefix 'encoder\.'"):
+    with pytest.raises(ValueError, match=r"with the key prefix 'encoder\.'"):
         model.init_weights()
 
 
@@ -251,7 +251,7 @@ def test_a_detector_refuses_a_backbone_of_another_size():
     with pytest.raises(RuntimeError, match='the model is a ConvNeXt-atto'):
         detector.load_state_dict(other, strict=False)
     assert same(before, detector.state_dict())
-    with pytest.raises(ValueError, match=r"the state dict beneath 'backbone\.' .*holds no tensors"):
+    with pytest.raises(ValueError, match=r"under the key prefix 'backbone\.' .*holds no tensors"):
         detector.load_state_dict(meta(make_reference().state_dict()), strict=False)
 
 
@@ -368,7 +368,7 @@ def test_hub_addresses_load_from_the_local_cache(tmp_path, monkeypatch, address)
     model = small_backbone()
     assert load_checkpoint(model, address, strict=True).source == address
     assert_same_states(model, reference)
-    with pytest.raises(OSError, match='cannot fetch hf://someone/resnet'):
+    with pytest.raises(OSError, match='cannot download hf://someone/resnet'):
         load_checkpoint(model, 'hf://someone/resnet')
     with pytest.raises(ValueError, match='hf://owner/name'):
         load_checkpoint(model, 'hf://convnext')

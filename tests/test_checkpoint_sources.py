@@ -60,7 +60,7 @@ def test_a_truncated_file_is_reported_as_truncated(tmp_path, kind, kept):
         torch.save(weights(), path, _use_new_zipfile_serialization=kind == 'torch')
     content = path.read_bytes()
     path.write_bytes(content[: max(int(kept * len(content)), 16)])
-    assert_refused(path, ValueError, 'truncated or damaged.*fetch it again')
+    assert_refused(path, ValueError, 'truncated or damaged.*download it again')
 
 
 LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n'
@@ -73,7 +73,7 @@ LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 123
         (b'a text\n', "neither a torch nor a safetensors file: it begins with b'a text"),
         (b'<!DOCTYPE html><html>', 'HTML file in its place often comes from a failed download'),
         (LFS.encode(), 'Git LFS pointer.*git lfs pull'),
-        (b'\x80\x02garbage', 'is damaged, or a pickle of more than tensors'),
+        (b'\x80\x02garbage', 'is damaged, or its pickle holds more than tensors'),
     ],
 )
 def test_files_that_are_no_checkpoints_are_told_apart(tmp_path, content, match):
@@ -112,7 +112,7 @@ def test_a_sharded_checkpoint_needs_all_its_shards(tmp_path):
     index = json.loads((tmp_path / 'model.safetensors.index.json').read_text())
     shard = sorted(set(index['weight_map'].values()))[1]
     (tmp_path / shard).rename(tmp_path / 'away')
-    assert_refused(tmp_path, FileNotFoundError, f'needs {shard}, not found beside it')
+    assert_refused(tmp_path, FileNotFoundError, f'needs {shard}, not found in its folder')
 
     (tmp_path / 'away').rename(tmp_path / shard)
     index['weight_map']['encoder.ghost'] = shard

@@ -1,22 +1,35 @@
 """Which implementation a block uses, and what the log says about it."""
 
+import hashlib
+from functools import partial
+
 import pytest
 import torch
-from helpers import STAGES, randomize, small_backbone
+from helpers import SMALL, STAGES, randomize, small_backbone
 from mmengine.logging import MMLogger
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_backbone import ConvNextBackbone, ConvNextDropPath, ConvNextLayer, ConvNextLayerNorm
-from convnext_backbone.ops import dispatch, native
+from convnext_backbone import (
+    ConvNextBackbone,
+    ConvNextDropPath,
+    ConvNextForImageClassification,
+    ConvNextLayer,
+    ConvNextLayerNorm,
+    ConvNextModel,
+)
+from convnext_backbone.models import fusion
+from convnext_backbone.ops import build, native
+
+KERNELS = native.library_path()
 
 
 @pytest.fixture
 def log(caplog):
     """The lines logged during a test, also if an earlier test logged them."""
-    dispatch._log_once.cache_clear()
+    fusion.log_once.cache_clear()
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     yield lambda: [record.getMessage() for record in caplog.records]
@@ -67,8 +80,14 @@ def test_missing_kernels_are_reported(layer, features, log, library):
     assert 'python -m convnext_backbone.ops.build' in line
 
 
+def write_library(path, content):
+    """Writes a library and its checksum."""
+    path.write_bytes(content)
+    native.checksum_path(path).write_text(hashlib.sha256(content).hexdigest())
+
+
 def test_unusable_kernels_are_reported(layer, features, log, library):
-    library.write_bytes(b'no library')
+    write_library(library, b'no library')
     for _ in range(2):
         layer(features)
     lines = log()
@@ -76,11 +95,100 @@ def test_unusable_kernels_are_reported(layer, features, log, library):
     assert f'{library} cannot be loaded' in lines[0]
 
 
+@pytest.mark.skipif(not native.load_kernels(), reason='the kernels are not built')
+@pytest.mark.parametrize('kept', [0, 100, 0.5, 1.0])
+def test_truncated_kernels_are_reported_and_built_again(
+    layer, features, log, library, monkeypatch, kept
+):
+    content = KERNELS.read_bytes()
+    write_library(library, content)
+    size = kept if isinstance(kept, int) else int(kept * (len(content) - 1))
+    library.write_bytes(content[:size])
+    layer(features)
+    lines = log()
+    assert f'{library} is damaged' in lines[0]
+    assert 'python -m convnext_backbone.ops.build' in lines[0]
+
+    def compile_sources(name, folder):
+        built = folder / f'{name}.so'
+        built.write_bytes(content)
+        return built
+
+    monkeypatch.setattr(build, 'library_path', lambda: library)
+    monkeypatch.setattr(build, '_compile', compile_sources)
+    build.main()
+    assert native.is_intact(library)
+    assert library.read_bytes() == content
+    assert sorted(p.name for p in library.parent.iterdir()) == ['kernels.sha256', 'kernels.so']
+
+
+def test_kernels_are_in_the_cache_folder_of_torch_extensions(monkeypatch, tmp_path):
+    monkeypatch.delenv('TORCH_EXTENSIONS_DIR', raising=False)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    folder = tmp_path / 'torch_extensions/convnext_backbone'
+    assert native.library_path().parent == folder
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path / 'elsewhere'))
+    assert native.library_path().parent == tmp_path / 'elsewhere/convnext_backbone'
+
+
+@pytest.mark.parametrize('args', [{}, dict(use_grn=True)], ids=str)
+def test_fused_false_runs_the_modules(features, log, args):
+    layer = randomize(ConvNextLayer(16, fused=False, **args))
+    assert_runs_modules(layer, features, log, 'fused=False')
+
+
+def test_the_environment_variable_switches_fusion_off(layer, features, log, monkeypatch):
+    monkeypatch.setenv('CONVNEXT_FUSED', '0')
+    assert_runs_modules(layer, features, log, 'CONVNEXT_FUSED=0')
+
+
+def test_fused_true_overrides_the_environment_variable(features, log, monkeypatch):
+    monkeypatch.setenv('CONVNEXT_FUSED', '0')
+    randomize(ConvNextLayer(16, fused=True))(features)
+    (line,) = log()
+    assert line.startswith('ConvNeXt blocks run fused')
+
+
+def test_a_wrong_environment_variable_is_an_error(layer, features, monkeypatch):
+    monkeypatch.setenv('CONVNEXT_FUSED', 'off')
+    with pytest.raises(ValueError, match="CONVNEXT_FUSED must be 0 or 1, got 'off'"):
+        layer(features)
+
+
+@pytest.mark.parametrize('fused', [None, True, False])
+@pytest.mark.parametrize(
+    'build_model',
+    [ConvNextBackbone, ConvNextModel, partial(ConvNextForImageClassification, num_labels=3)],
+)
+def test_the_switch_reaches_all_blocks_and_norms(build_model, fused):
+    model = build_model(SMALL, fused=fused)
+    kinds = [m for m in model.modules() if isinstance(m, (ConvNextLayer, ConvNextLayerNorm))]
+    # The norms inside of blocks and of pooled features are channels-last, which is never fused.
+    switches = {m.fused for m in kinds if getattr(m, 'data_format', '') != 'channels_last'}
+    assert switches == {fused}
+
+
+def test_switched_off_a_model_has_gradients_of_gradients():
+    model = randomize(ConvNextBackbone(SMALL, out_features=STAGES, fused=False)).double()
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    maps = model(images)
+    loss = sum(m.square().sum() for m in maps)
+    grad = torch.autograd.grad(loss, images, create_graph=True)[0]
+    direction = torch.randn_like(images)
+    product = torch.autograd.grad((grad * direction).sum(), images)[0]
+
+    def gradient_at(point):
+        point = point.detach().requires_grad_()
+        return torch.autograd.grad(sum(m.square().sum() for m in model(point)), point)[0]
+
+    step = 1e-5
+    difference = gradient_at(images + step * direction) - gradient_at(images - step * direction)
+    torch.testing.assert_close(product, difference / (2 * step), rtol=1e-4, atol=1e-4)
+
+
 def test_widths_without_kernels_are_reported(log):
     ConvNextLayer(12)(torch.randn(1, 12, 8, 8))
-    assert log() == [
-        'ConvNeXt blocks of 12 channels in torch.float32 run fused, in torch operators'
-    ]
+    assert log() == ['ConvNeXt blocks run fused, in torch operators (12 channels in torch.float32)']
 
 
 @pytest.mark.parametrize('hidden_act', ['relu', 'silu', 'gelu_new'])

@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 
-from convnext_backbone.classification import (
+from convnext_backbone.data import (
     Accuracy,
     ImageFolder,
     MixingDataPreprocessor,
@@ -21,7 +21,7 @@ from convnext_backbone.classification import (
     RandomResizedCrop,
 )
 
-PIPELINE = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+PIPELINE = [dict(type='LoadImageFromFile'), dict(type='ConvNextPackInputs')]
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def listing(dataset):
 
 
 def test_classes_are_the_sorted_folders(folder):
-    dataset = DATASETS.build(dict(type='ImageFolder', data_root=str(folder), pipeline=PIPELINE))
+    dataset = DATASETS.build(
+        dict(type='ConvNextImageFolder', data_root=str(folder), pipeline=PIPELINE)
+    )
     assert dataset.metainfo['classes'] == ('Dog', 'ant', 'cat')
     assert listing(dataset) == [
         (['Dog', 'x.png'], 0),
@@ -228,7 +230,7 @@ def evaluate(metric, scores, labels):
 
 
 def test_accuracy_counts_labels_among_the_top():
-    metric = METRICS.build(dict(type='Accuracy', topk=(1, 2, 3)))
+    metric = METRICS.build(dict(type='ConvNextAccuracy', topk=(1, 2, 3)))
     scores = [[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.6, 0.1, 0.3]]
     # Ranks of the labels: 1, 2, 3, 3.
     metrics = evaluate(metric, scores, [1, 1, 0, 1])

@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from convnext_backbone import ConvNextBackbone, ConvNextModel
+from convnext_backbone import ConvNextBackbone, ConvNextForImageClassification, ConvNextModel
 
 LR, DECAY = 1e-3, 0.05
 
@@ -92,6 +92,30 @@ def test_constructor_is_in_the_root_registry():
     name = 'ConvNextLayerDecayOptimWrapperConstructor'
     assert OPTIM_WRAPPER_CONSTRUCTORS.scope == 'mmengine'
     assert OPTIM_WRAPPER_CONSTRUCTORS.get(name).__name__ == name
+
+
+@pytest.mark.parametrize('decay_type', ['layer_wise', 'stage_wise'])
+@pytest.mark.parametrize('arch', ['tiny', 'base'])
+@pytest.mark.parametrize(('kind', 'key_prefix'), [('pooled', ''), ('classifier', 'convnext.')])
+def test_models_and_classifiers_follow_the_same_rule(kind, key_prefix, arch, decay_type):
+    with torch.device('meta'):
+        if kind == 'pooled':
+            model = ConvNextModel(arch)
+        else:
+            model = ConvNextForImageClassification(arch, num_labels=5)
+    layers = {
+        f'{key_prefix}{name}': layer
+        for name, layer in rule(arch, decay_type).items()
+        if not name.startswith('hidden_states_norms.')
+    }
+    last = NUM_LAYERS[arch] + 1
+    layers |= {f'{key_prefix}layernorm.{leaf}': last for leaf in ('weight', 'bias')}
+    if kind == 'classifier':
+        layers |= {f'classifier.{leaf}': last for leaf in ('weight', 'bias')}
+    groups = groups_by_name(model, build(model, decay_type=decay_type))
+    found = {name: group['lr'] for name, group in groups.items()}
+    expected = {name: LR * 0.7 ** (last - layer) for name, layer in layers.items()}
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('given', [True, False], ids=['num_layers given', 'num_layers found'])
@@ -229,7 +253,6 @@ def test_log_has_one_line_per_group_that_counts_everything(caplog):
     ('model', 'paramwise', 'message'),
     [
         (lambda: nn.Linear(2, 2), {}, 'Linear holds no ConvNextBackbone'),
-        (lambda: ConvNextModel(SMALL), {}, 'ConvNextModel holds no ConvNextBackbone'),
         (lambda: Detector(arch=SMALL), dict(decay_type='block_wise'), 'decay_type must be one of'),
         (lambda: Detector(arch=SMALL), dict(num_layers=9), 'num_layers must be 6, 12 or None'),
         (

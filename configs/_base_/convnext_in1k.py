@@ -1,6 +1,6 @@
 # ImageNet-1K from scratch, 300 epochs (ConvNeXt, appendix A.1; official repository).
 # The images are in data/imagenet/{train,val}/CLASS/.
-custom_imports = dict(imports=['convnext_backbone.classification'])
+custom_imports = dict(imports=['convnext_backbone.data'])
 
 num_labels = 1000
 model = dict(
@@ -45,18 +45,18 @@ del _name, _weaker, _stronger
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, interpolation='bicubic'),
+    dict(type='ConvNextRandomResizedCrop', scale=224, interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmdet.RandAugment', aug_space=aug_space, aug_num=2),
-    dict(type='RandomErasing', prob=0.25),
-    dict(type='PackInputs'),
+    dict(type='ConvNextRandomErasing', prob=0.25),
+    dict(type='ConvNextPackInputs'),
 ]
 # The short side becomes 256; the long side is not limited.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(100000, 256), keep_ratio=True, interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
-    dict(type='PackInputs'),
+    dict(type='ConvNextPackInputs'),
 ]
 
 data_root = 'data/imagenet/'
@@ -66,7 +66,9 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='ImageFolder', data_root=data_root + 'train', pipeline=train_pipeline),
+    dataset=dict(
+        type='ConvNextImageFolder', data_root=data_root + 'train', pipeline=train_pipeline
+    ),
 )
 val_dataloader = dict(
     batch_size=128,
@@ -74,11 +76,14 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='ImageFolder', data_root=data_root + 'val', test_mode=True, pipeline=test_pipeline
+        type='ConvNextImageFolder',
+        data_root=data_root + 'val',
+        test_mode=True,
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1, 5))
+val_evaluator = dict(type='ConvNextAccuracy', topk=(1, 5))
 test_evaluator = val_evaluator
 
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)

@@ -1,7 +1,7 @@
 # A ConvNeXt-atto that learns to classify generated shapes within minutes on two CPU cores.
 # The data comes from:
 # python tools/dataset_converters/make_shapes_folder.py data/shapes_folder --train 2000 --val 200
-custom_imports = dict(imports=['convnext_backbone.classification'])
+custom_imports = dict(imports=['convnext_backbone.data'])
 
 classes = ('circle', 'square', 'triangle')
 data_root = 'data/shapes_folder/'
@@ -22,11 +22,11 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PackInputs'),
+    dict(type='ConvNextPackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='PackInputs'),
+    dict(type='ConvNextPackInputs'),
 ]
 
 train_dataloader = dict(
@@ -35,7 +35,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='ImageFolder',
+        type='ConvNextImageFolder',
         data_root=data_root + 'train',
         metainfo=dict(classes=classes),
         pipeline=train_pipeline,
@@ -47,7 +47,7 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='ImageFolder',
+        type='ConvNextImageFolder',
         data_root=data_root + 'val',
         metainfo=dict(classes=classes),
         test_mode=True,
@@ -55,7 +55,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1,))
+val_evaluator = dict(type='ConvNextAccuracy', topk=(1,))
 test_evaluator = val_evaluator
 
 max_epochs = 8

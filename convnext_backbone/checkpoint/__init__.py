@@ -9,21 +9,22 @@ torch and mmengine.
 from .audit import Target
 from .infer import infer_arch, read_arch
 from .loading import load_checkpoint
-from .mmengine_files import mmengine_classes_allowed, register_loader
+from .mmengine_files import MMENGINE_CLASSES, allowed, register_loader
 from .pretrained import LoadsAnyCheckpoint
 from .report import LoadReport
 from .sources import read_checkpoint
 from .translate import Translation, export, translate
 
 __all__ = [
+    'MMENGINE_CLASSES',
     'LoadReport',
     'LoadsAnyCheckpoint',
     'Target',
     'Translation',
+    'allowed',
     'export',
     'infer_arch',
     'load_checkpoint',
-    'mmengine_classes_allowed',
     'read_arch',
     'read_checkpoint',
     'register_loader',

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..arch import Arch
 from .containers import Checkpoint, CheckpointError
-from .formats import MAP_NORMS, NATIVE
+from .formats import MAP_NORMS
 from .infer import read_arch
-from .names import Name, listed, parse_name
+from .names import Name, listed, parse_native
 from .report import LoadReport
 from .translate import Translation, translate
 
@@ -43,7 +43,7 @@ class Target:
 
     def own_name(self, native: str) -> str:
         """Returns the model's own name of a tensor."""
-        is_head = parse_name(native, NATIVE).part == 'head'
+        is_head = parse_native(native).part == 'head'
         return native if is_head else self.key_prefix + native
 
 
@@ -78,10 +78,10 @@ def match(
     tensors: dict[str, Tensor] = {}
     surplus: list[str] = []
     misfits: dict[str, str] = {}
-    own_names = {native: parse_name(native, NATIVE) for native in target.tensors}
+    own_names = {native: parse_native(native) for native in target.tensors}
     own_modules = {name.module for name in own_names.values()}
     for native, tensor in found.tensors.items():
-        name = parse_name(native, NATIVE)
+        name = parse_native(native)
         own = target.tensors.get(native)
         if own is None:
             reason = _reason_to_leave_out(name, own_modules, target.arch)
@@ -160,7 +160,7 @@ def _explain(
 ) -> str:
     """Says which tensors do not fit the model, and what would fit the file."""
     theirs = read_arch(found.tensors)
-    parts = {parse_name(native, NATIVE).part for native in [*lost, *surplus, *misfits]}
+    parts = {parse_native(native).part for native in [*lost, *surplus, *misfits]}
     if parts == {'head'}:
         head = found.tensors.get(Name('head', 'weight').native)
         has = 'no head' if head is None else f'a head for num_labels={len(head)}'

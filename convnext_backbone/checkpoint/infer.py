@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..arch import Arch
-from .formats import NATIVE
-from .names import parse_name
+from .names import parse_native
 from .sources import Source, read_checkpoint
 from .translate import translate
 
@@ -54,8 +53,8 @@ def read_arch(tensors: Mapping[str, Tensor]) -> Arch:
     widths: dict[int, Counter[int]] = {}
     parts = set()
     for native, tensor in tensors.items():
-        name = parse_name(native, NATIVE)
-        if name is None or name.stage is None or name.block is None:
+        name = parse_native(native)
+        if name.stage is None or name.block is None:
             continue
         depths[name.stage] = max(depths[name.stage], name.block + 1)
         parts.add(name.part)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from .audit import Target, match
 from .containers import CheckpointError, unwrap
-from .formats import MAP_NORMS, NATIVE
-from .names import listed, parse_name
+from .formats import MAP_NORMS
+from .names import listed, parse_native
 from .report import LoadReport
 from .sources import Source, read_checkpoint
 
@@ -40,12 +40,13 @@ def load_checkpoint(
         OSError: If an address cannot be read.
     """
     module = model.module if is_model_wrapper(model) else model
-    if not hasattr(module, 'checkpoint_target'):
+    describe = getattr(module, 'checkpoint_target', None)
+    if describe is None:
         raise TypeError(
             f'load_checkpoint takes a model of convnext_backbone, got {type(module).__name__}: '
             'pass the backbone of the detector, or use load_from in its config'
         )
-    target = module.checkpoint_target()
+    target = describe()
     if any(tensor.is_meta for tensor in target.tensors.values()):
         raise ValueError(f'{target.name} is on the meta device: call to_empty(device=...) first')
     tensors, report = match(target, read_checkpoint(source), prefix)
@@ -89,7 +90,7 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
     checkpoint = unwrap(given, source)
     tensors, report = match(target, checkpoint)
     # Without any map norms, a checkpoint is of another kind of model: no error with strict=True.
-    norms = [name for name in target.tensors if parse_name(name, NATIVE).part in MAP_NORMS]
+    norms = [name for name in target.tensors if parse_native(name).part in MAP_NORMS]
     if report.missing == norms:
         tensors |= {name: target.tensors[name] for name in norms}
     tensors |= {name: checkpoint.tensors[name] for name in report.unexpected}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,13 +33,13 @@ def _history_statistic(owner: type, name: str) -> Callable:
 
 # numpy rebuilds arrays and scalars with two functions whose module numpy 2 renamed. A file contains
 # the name that was valid when it was written.
-_REBUILDERS = [
-    (function, f'{module}.multiarray.{function.__name__}')
-    for function in (np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0])
+_REBUILDERS: list[tuple[Any, str]] = [
+    (rebuild, f'{module}.multiarray.{rebuild.__name__}')
+    for rebuild in (cast(Any, value.__reduce__()[0]) for value in (np.empty(0), np.float64(0)))
     for module in ('numpy.core', 'numpy._core')
 ]
 _DTYPES = [type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, bool)]
-_ALLOWED = [
+MMENGINE_CLASSES: list[Any] = [
     HistoryBuffer,
     (_history_statistic, 'builtins.getattr'),
     np.ndarray,
@@ -49,17 +50,22 @@ _ALLOWED = [
 
 
 @contextmanager
-def mmengine_classes_allowed() -> Iterator[None]:
-    """Lets ``torch.load(..., weights_only=True)`` read mmengine's checkpoints inside a ``with``."""
-    # What was allowed before must still be allowed afterwards.
+def allowed(classes: list) -> Iterator[None]:
+    """Lets ``torch.load(..., weights_only=True)`` build some classes inside a ``with``.
+
+    Args:
+        classes: Classes, or pairs of a class and its name in the file, such as
+            ``MMENGINE_CLASSES``.
+    """
+    # The end of the context must not take back what was allowed before.
     before = torch.serialization.get_safe_globals()
-    with torch.serialization.safe_globals([entry for entry in _ALLOWED if entry not in before]):
+    with torch.serialization.safe_globals([entry for entry in classes if entry not in before]):
         yield
 
 
 def load_from_local(filename: str, map_location: object) -> dict:
     """Reads a local checkpoint as mmengine does, with the classes of its own files allowed."""
-    with mmengine_classes_allowed():
+    with allowed(MMENGINE_CLASSES):
         return _load_from_local(filename, map_location)
 
 

@@ -54,8 +54,20 @@ def parse_name(name: str, source: Format) -> Name | None:
             factor, offset = _STAGE_NUMBERS[placeholder]
             stage, rest = divmod(int(digits) - offset, factor)
         if not rest:
-            return Name(part, leaf, stage, block and int(block))
+            return Name(part, leaf, stage, None if block is None else int(block))
     return None
+
+
+def parse_native(name: str) -> Name:
+    """Reads a name of this package.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    parsed = parse_name(name, NATIVE)
+    if parsed is None:
+        raise ValueError(f'{name!r} is not a name of this package')
+    return parsed
 
 
 def write_name(name: Name, target: Format) -> str | None:
@@ -83,7 +95,9 @@ def find_name(name: str, source: Format) -> tuple[str, Name] | None:
         not one of the stem or the stages.
     """
     match = _anywhere(source).fullmatch(name)
-    found = match and parse_name(name.removeprefix(match['prefix']), source)
+    if match is None:
+        return None
+    found = parse_name(name.removeprefix(match['prefix']), source)
     return None if found is None else (match['prefix'], found)
 
 

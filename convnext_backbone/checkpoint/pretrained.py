@@ -20,6 +20,8 @@ class AnyPretrainedInit(PretrainedInit):
 class LoadsAnyCheckpoint(BaseModule):
     """A module that loads any known checkpoint, through ``init_cfg`` and as a state dict."""
 
+    init_cfg: dict | list[dict] | None
+
     def checkpoint_target(self) -> Target:
         """Returns what the loading of checkpoints needs to know about the model."""
         raise NotImplementedError(f'{type(self).__name__} has no checkpoint_target()')

@@ -16,7 +16,7 @@ import torch
 from mmengine.dist import barrier, is_main_process
 
 from .containers import Checkpoint, unwrap
-from .mmengine_files import mmengine_classes_allowed
+from .mmengine_files import MMENGINE_CLASSES, allowed
 
 Source = str | os.PathLike | Mapping
 
@@ -105,11 +105,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _read_torch(path: Path) -> object:
     try:
         # Training scripts save their arguments with the weights; a namespace runs no code.
-        with (
-            mmengine_classes_allowed(),
-            torch.serialization.safe_globals([argparse.Namespace]),
-            path.open('rb') as file,
-        ):
+        with allowed([*MMENGINE_CLASSES, argparse.Namespace]), path.open('rb') as file:
             return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
@@ -153,7 +149,7 @@ def _read_shards(index: Path, address: str) -> Checkpoint:
     lost = [name for name in names if not (index.parent / name).exists()]
     if lost:
         raise FileNotFoundError(f'{index} needs {", ".join(lost)}, not found in its folder')
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in names:
         content, kind = _read_file(index.parent / name)
         tensors |= unwrap(content, str(index.parent / name), kind).tensors

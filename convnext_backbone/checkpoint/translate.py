@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .containers import Checkpoint, CheckpointError
-from .formats import FORMATS, IGNORED, NATIVE, PREFERRED_PREFIXES, WRITABLE
+from .formats import FORMATS, IGNORED, PREFERRED_PREFIXES, WRITABLE
 from .layouts import from_native, is_depthwise, to_native
-from .names import Name, find_name, listed, parse_name, write_name
+from .names import Name, find_name, listed, parse_name, parse_native, write_name
 
 
 @dataclass
@@ -120,7 +120,7 @@ def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], l
         raise ValueError(f'weights can be written as {", ".join(WRITABLE)}, not as {to!r}')
     written, left = {}, []
     for native, tensor in tensors.items():
-        name = parse_name(native, NATIVE)
+        name = parse_native(native)
         spelled = write_name(name, FORMATS[to])
         if spelled is None:
             left.append(native)
@@ -150,7 +150,7 @@ def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
             f'{len(tensors)} names: {listed(list(tensors))}'
         )
     best = max(found.values())
-    formats = {}
+    formats: dict[str, str] = {}
     for (key, prefix), count in sorted(found.items(), key=lambda item: -item[1]):
         # A few tensors with a key prefix of their own are not a model.
         if 2 * count >= best:
@@ -179,11 +179,10 @@ def _reclaim_final_norm(names: dict[str, Name]) -> dict[str, Name]:
     detectors use for the norm of a feature map. It is the classifier's if it is the only one and
     the backbone has no neck or dense head around it.
     """
-    last_stage = max(name.stage for name in names.values() if name.part == 'dwconv')
+    last_stage = max(name.stage or 0 for name in names.values() if name.part == 'dwconv')
     if {name.stage for name in names.values() if name.part == 'map_norm'} != {last_stage}:
         return names
-    final = dict(part='final_norm', stage=None)
     return {
-        source_name: name._replace(**final) if name.part == 'map_norm' else name
+        source_name: Name('final_norm', name.leaf) if name.part == 'map_norm' else name
         for source_name, name in names.items()
     }

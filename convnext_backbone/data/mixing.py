@@ -100,5 +100,5 @@ def cutmix(images: Tensor, lam: float) -> tuple[Tensor, float]:
 
 def _interval(side: int, share: float) -> tuple[int, int]:
     length = int(side * share)
-    start = torch.randint(side, ()).item() - length // 2
+    start = int(torch.randint(side, ())) - length // 2
     return max(start, 0), min(start + length, side)

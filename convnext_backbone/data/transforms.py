@@ -39,7 +39,8 @@ class RandomResizedCrop(BaseTransform):
         self.interpolation = interpolation
 
     def transform(self, results: dict) -> dict:
-        rows, columns = random_rectangle(*results['img'].shape[:2], self.area, self.ratio)
+        height, width = results['img'].shape[:2]
+        rows, columns = random_rectangle(height, width, self.area, self.ratio)
         results['img'] = mmcv.imresize(
             results['img'][rows, columns],
             (self.scale, self.scale),
@@ -79,7 +80,8 @@ class RandomErasing(BaseTransform):
         if np.random.rand() >= self.prob:
             return results
         image = results['img'].copy()
-        rows, columns = random_rectangle(*image.shape[:2], self.area, self.ratio)
+        height, width = image.shape[:2]
+        rows, columns = random_rectangle(height, width, self.area, self.ratio)
         noise = np.random.normal(self.mean, self.std, image[rows, columns].shape)
         image[rows, columns] = noise.round().clip(0, 255)
         results['img'] = image

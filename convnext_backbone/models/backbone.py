@@ -67,6 +67,7 @@ class ConvNextBackbone(ConvNextBase):
     def __init__(
         self,
         arch: str | Mapping = 'tiny',
+        *,
         out_features: Sequence[str] | None = None,
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,

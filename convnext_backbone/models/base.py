@@ -59,6 +59,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
     def __init__(
         self,
         arch: str | Mapping = 'tiny',
+        *,
         num_channels: int = 3,
         patch_size: int = 4,
         hidden_act: str = 'gelu',
@@ -122,7 +123,8 @@ def initialize(module: nn.Module) -> None:
     """Initialises a module as the official code does. Norms, GRN and layer scale stay as built."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _check_images(pixel_values: Tensor, smallest: int, deepest: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from .fusion import (
 from .norms import ConvNextGRN, ConvNextLayerNorm
 
 # The activations of Hugging Face's ConvNeXt models, by their names there.
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'gelu': nn.GELU,
     'gelu_new': lambda: nn.GELU(approximate='tanh'),
     'relu': nn.ReLU,
@@ -184,7 +185,7 @@ class ConvNextLayer(nn.Module):
     def _fused_parameters(self) -> BlockParameters:
         return BlockParameters(
             depthwise_weight=self.dwconv.weight,
-            depthwise_bias=self.dwconv.bias,
+            depthwise_bias=self.dwconv.bias,  # type: ignore[arg-type]  # misfit() finds None
             norm_weight=self.layernorm.weight,
             norm_bias=self.layernorm.bias,
             weight1=self.pwconv1.weight,

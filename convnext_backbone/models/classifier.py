@@ -77,7 +77,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
         self.problem_type = problem_type
         self.label_smoothing = label_smoothing
         self.convnext = ConvNextModel(arch, **model_args)
-        self.classifier = nn.Identity()
+        self.classifier: nn.Module = nn.Identity()
         if num_labels:
             self.classifier = nn.Linear(self.convnext.hidden_size, num_labels)
         self.classifier.apply(initialize)
@@ -118,14 +118,14 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
             raise ValueError(
                 f'mode {mode!r} needs logits, but with num_labels=0 there is no layer for them'
             )
-        if mode == 'loss' and data_samples is None:
-            raise ValueError("mode 'loss' needs data_samples with labels, got None")
         logits = self.classifier(self.convnext(inputs).pooler_output)
         if mode == 'tensor':
             return logits
-        if mode == 'loss':
-            return dict(loss=self._loss(logits, data_samples))
-        return self._predict(logits, data_samples)
+        if mode == 'predict':
+            return self._predict(logits, data_samples)
+        if data_samples is None:
+            raise ValueError("mode 'loss' needs data_samples with labels, got None")
+        return dict(loss=self._loss(logits, data_samples))
 
     def checkpoint_target(self) -> Target:
         """Returns what the loading of checkpoints needs to know about the model."""

@@ -72,13 +72,15 @@ class _FusedBlock(torch.autograd.Function):
         features, keep, *tensors = ctx.saved_tensors
         count = len(BlockParameters._fields)
         parameters, saved = BlockParameters(*tensors[:count]), tensors[count:]
-        needs_features, _, _, *needs = ctx.needs_input_grad
+        needs_features, _, _, *needs_parameters = ctx.needs_input_grad
+        names = zip(BlockParameters._fields, needs_parameters, strict=True)
+        needs = {name for name, is_needed in names if is_needed}
         with torch.autocast(features.device.type, enabled=False):
             block = _Block(features, keep, ctx.settings, _prepare(ctx.settings, parameters))
             grad_features, grads = block.gradients(
-                grad_output.contiguous(), saved, needs_features, BlockParameters(*needs)
+                grad_output.contiguous(), saved, needs_features, needs
             )
-        return grad_features, None, None, *grads
+        return grad_features, None, None, *(grads.get(name) for name in BlockParameters._fields)
 
 
 class _Block:
@@ -116,15 +118,15 @@ class _Block:
         grad_output: Tensor,
         saved: list[Tensor],
         needs_features: bool,
-        needs: BlockParameters,
-    ) -> tuple[Tensor | None, BlockParameters]:
-        """Returns the gradients with respect to the feature maps and to the parameters.
+        needs: set[str],
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Returns the gradients with respect to the feature maps and, by name, to the parameters.
 
         Args:
             grad_output: The gradient with respect to the block's output, ``(N, H, W, C)``.
             saved: What :meth:`output` saved. If it is empty, the pre-activations are recomputed.
             needs_features: Whether the feature maps need a gradient.
-            needs: Whether each parameter needs a gradient.
+            needs: Names of the parameters that need a gradient.
         """
         kernels, p, settings = self.kernels, self.p, self.settings
         normed, convolved = self.depthwise_norm(keep_convolved=True)
@@ -143,22 +145,22 @@ class _Block:
             norm_sums.add(
                 kernels.norm_backward_(rows[part], grad_normed, p.norm_weight, settings.norm_eps)
             )
-        grads = {name: total.value for name, total in mlp.sums.items()}
+        grads = {name: s.value for name, s in mlp.sums.items() if s.value is not None}
         grads['bias2'] = grad_bias2
         if p.grn_weight is not None:
             for name in ('grn_weight', 'grn_bias'):
                 grads[name] = grads[name].view_as(p.grn_weight)
-        if needs.layer_scale:
+        if 'layer_scale' in needs:
             products = kernels.row_products(p.weight2, grads['weight2'])
             grads['layer_scale'] = (products + p.bias2 * grad_bias2) / scale
-        grads['norm_weight'], grads['norm_bias'], grads['depthwise_bias'] = norm_sums.value
-        if needs.depthwise_weight:
+        grads['norm_weight'], grads['norm_bias'], grads['depthwise_bias'] = norm_sums.total()
+        if 'depthwise_weight' in needs:
             taps = kernels.depthwise_weight_grad(self.features, convolved)
             grads['depthwise_weight'] = taps.t().reshape(-1, 1, 7, 7)
         grad_features = None
         if needs_features:
             grad_features = kernels.depthwise_input_grad(convolved, p.depthwise_weight, grad_output)
-        return grad_features, BlockParameters(**(dict.fromkeys(BlockParameters._fields) | grads))
+        return grad_features, grads
 
     def depthwise_norm(self, keep_convolved: bool) -> tuple[Tensor, Tensor]:
         """Returns the rows after the norm, and the convolution if it is to be kept."""
@@ -190,10 +192,8 @@ def _prepare(settings: BlockSettings, parameters: BlockParameters) -> BlockParam
     """Returns the parameters in the dtypes and shapes of the operators."""
     dtypes = dict.fromkeys(('weight1', 'bias1', 'weight2', 'bias2'), settings.dtype)
     others = wide(settings.dtype)
-    p = BlockParameters(
-        *(
-            t if t is None else t.to(dtypes.get(name, others)).contiguous()
-            for name, t in zip(BlockParameters._fields, parameters, strict=True)
-        )
+    p = BlockParameters._make(
+        t if t is None else t.to(dtypes.get(name, others)).contiguous()
+        for name, t in zip(BlockParameters._fields, parameters, strict=True)
     )
     return p._replace(depthwise_weight=p.depthwise_weight.flatten(1).t().contiguous())

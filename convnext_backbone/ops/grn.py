@@ -12,15 +12,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .parameters import BlockParameters
-
 
 class Response:
     """The norms of the hidden channels of some samples, and the scales computed from them.
 
     Args:
         kernels: The compiled kernels or :mod:`portable`.
-        p: The block's parameters.
+        weight: GRN's weight, ``(4C,)``.
+        bias: GRN's bias, ``(4C,)``.
         eps: Added to the mean of the norms.
         hidden: The hidden rows of the samples, sample after sample, ``(rows, 4C)``.
         num_samples: Number of samples, S.
@@ -30,10 +29,16 @@ class Response:
     """
 
     def __init__(
-        self, kernels: ModuleType, p: BlockParameters, eps: float, hidden: Tensor, num_samples: int
+        self,
+        kernels: ModuleType,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        hidden: Tensor,
+        num_samples: int,
     ) -> None:
         self.kernels, self.hidden = kernels, hidden
-        self.weight, self.bias = p.grn_weight.flatten(), p.grn_bias.flatten()
+        self.weight, self.bias = weight, bias
         self.norm = kernels.column_products(hidden, hidden, num_samples).sqrt()
         self.mean = self.norm.mean(1, keepdim=True) + eps
         self.ratio = self.norm / self.mean

@@ -31,6 +31,9 @@ class Mlp:
     ) -> None:
         self.kernels, self.settings, self.p = kernels, settings, p
         self.sample_rows = sample_rows
+        self.grn = None
+        if p.grn_weight is not None and p.grn_bias is not None:
+            self.grn = p.grn_weight.flatten(), p.grn_bias.flatten()
         names = ('weight1', 'bias1', 'weight2', 'grn_weight', 'grn_bias')
         self.sums = {name: RunningSum() for name in names}
 
@@ -47,39 +50,37 @@ class Mlp:
         """
         p = self.p
         hidden = linear(normed, p.weight1, p.bias1, gelu=True) if inner is None else F.gelu(inner)
-        if p.grn_weight is not None:
-            hidden = self._respond(hidden).rescaled()
+        if self.grn is not None:
+            hidden = self._respond(hidden, *self.grn).rescaled()
         return linear(hidden, p.weight2, p.bias2)
 
-    def backward(
-        self, grad: Tensor, normed: Tensor, inner: Tensor, needs: BlockParameters
-    ) -> Tensor:
+    def backward(self, grad: Tensor, normed: Tensor, inner: Tensor, needs: set[str]) -> Tensor:
         """Returns the gradient with respect to ``normed`` and adds to :attr:`sums`.
 
         Args:
             grad: The gradient with respect to the branch, ``(part, C)``.
             normed: The output of the norm, ``(part, C)``.
             inner: Its pre-activations, ``(part, 4C)``.
-            needs: Whether each parameter needs a gradient.
+            needs: Names of the parameters that need a gradient.
         """
         p, sums = self.p, self.sums
         grad_inner = linear(grad, p.weight2.t())
-        scale = shift = None
-        if p.grn_weight is not None:
-            response = self._respond(F.gelu(inner))
+        response = scale = shift = None
+        if self.grn is not None:
+            response = self._respond(F.gelu(inner), *self.grn)
             grad_weight, grad_bias, shift = response.gradients(grad_inner)
             sums['grn_weight'].add(grad_weight)
             sums['grn_bias'].add(grad_bias)
             scale = response.scale
         hidden, grad_bias1 = self.kernels.gelu_backward_(grad_inner, inner, scale, shift)
         sums['bias1'].add(grad_bias1)
-        if needs.weight2 or needs.layer_scale:
-            last = hidden if p.grn_weight is None else response.rescaled()
+        if needs & {'weight2', 'layer_scale'}:
+            last = hidden if response is None else response.rescaled()
             sums['weight2'].add(weight_grad(grad, last))
-        if needs.weight1:
+        if 'weight1' in needs:
             sums['weight1'].add(weight_grad(grad_inner, normed))
         return linear(grad_inner, p.weight1.t())
 
-    def _respond(self, hidden: Tensor) -> Response:
+    def _respond(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Response:
         num_samples = len(hidden) // self.sample_rows
-        return Response(self.kernels, self.p, self.settings.grn_eps, hidden, num_samples)
+        return Response(self.kernels, weight, bias, self.settings.grn_eps, hidden, num_samples)

@@ -97,3 +97,13 @@ class RunningSum:
             self.value = term
         else:
             self.value = self.value.to(wide(term.dtype)).add_(term)
+
+    def total(self) -> Tensor:
+        """Returns the sum.
+
+        Raises:
+            ValueError: If no tensor was added.
+        """
+        if self.value is None:
+            raise ValueError('the sum of no tensors has no shape')
+        return self.value

@@ -90,7 +90,7 @@ def gelu_backward_(
     """
     hidden = F.gelu(inner)
     outer = grad
-    if scale is not None:
+    if scale is not None and shift is not None:
         scaled = _samples(grad, len(scale)) * scale[:, None]
         outer = (scaled + _samples(hidden, len(scale)) * shift[:, None]).view_as(grad)
     torch.ops.aten.gelu_backward.grad_input(outer.to(inner.dtype), inner, grad_input=grad)

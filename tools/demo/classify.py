@@ -18,6 +18,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import MODELS, init_default_scope
 
 from convnext_backbone import load_checkpoint
+from convnext_backbone.checkpoint import MMENGINE_CLASSES, allowed
 
 
 def find_config(checkpoint: Path) -> Path:
@@ -39,7 +40,8 @@ def read_classes(cfg: Config, checkpoint: Path) -> list[str] | None:
     """Class names from the config, otherwise from mmengine's checkpoint, otherwise None."""
     classes = cfg.test_dataloader.dataset.get('metainfo', {}).get('classes')
     if classes is None and checkpoint.suffix == '.pth':
-        content = torch.load(checkpoint, map_location='cpu', weights_only=True)
+        with allowed(MMENGINE_CLASSES):
+            content = torch.load(checkpoint, map_location='cpu', weights_only=True)
         classes = content.get('meta', {}).get('dataset_meta', {}).get('classes')
     return classes
 

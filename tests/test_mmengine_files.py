@@ -67,12 +67,33 @@ def test_code_is_not_run(content, name, tmp_path, capsys):
     assert 'code has run' not in capsys.readouterr().out
 
 
-def test_importing_the_package_is_enough(tmp_path):
+LOAD = """
+import sys, torch, convnext_backbone
+from mmengine.runner import CheckpointLoader
+before = torch.serialization.get_safe_globals()
+print(CheckpointLoader.load_checkpoint(sys.argv[1], logger=None).current())
+assert torch.serialization.get_safe_globals() == before == []
+torch.load(sys.argv[1], weights_only=True)
+"""
+
+
+def test_mmengine_reads_its_files_and_other_code_sees_no_difference(tmp_path):
     buffer = HistoryBuffer([1.0], [1])
     torch.save(buffer, tmp_path / 'file.pth')
-    script = 'import sys, torch, convnext_backbone; print(torch.load(sys.argv[1]).current())'
-    command = [sys.executable, '-c', script, str(tmp_path / 'file.pth')]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == '1.0\n'
+    command = [sys.executable, '-c', LOAD, str(tmp_path / 'file.pth')]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == '1.0'
+    # The last line of the script fails: what this package allows is not allowed there.
+    assert 'Unsupported global' in result.stderr
+
+
+def test_what_the_user_allowed_stays_allowed(tmp_path):
+    torch.save(HistoryBuffer([1.0], [1]), tmp_path / 'file.pth')
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([HistoryBuffer]):
+        load_whole(tmp_path / 'file.pth')
+        assert HistoryBuffer in torch.serialization.get_safe_globals()
+    assert torch.serialization.get_safe_globals() == before
 
 
 @pytest.mark.parametrize('owner', [HistoryBuffer, np.ndarray])
