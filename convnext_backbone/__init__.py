@@ -6,12 +6,11 @@ Importing the package has these effects:
   mmengine's root registry ``MODELS``, ``ConvNextLayerDecayOptimWrapperConstructor`` in
   ``OPTIM_WRAPPER_CONSTRUCTORS`` and ``convnext_auto_wrap_policy`` in ``FUNCTIONS``.
 - mmengine's loader of local checkpoints (``load_from``, ``resume``) is replaced by one that can
-  read mmengine's own checkpoints with torch 2.6 and newer: while it reads a file, and only then,
-  torch's unpickler accepts exactly the classes in those files. ``weights_only`` stays on, and
-  ``torch.load`` in other code behaves as before. See ``checkpoint/mmengine_files.py``.
+  read mmengine's own checkpoints with torch 2.6 and newer. Only while it reads a file, torch's
+  unpickler also accepts the classes in those files. ``weights_only`` stays on, and ``torch.load``
+  in other code behaves as before. See ``checkpoint/mmengine_files.py``.
 
-Data and metrics for the training of classifiers are registered by
-``import convnext_backbone.data``.
+``import convnext_backbone.data`` registers data and metrics for training classifiers.
 """
 
 try:
@@ -20,8 +19,8 @@ except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise
     raise ModuleNotFoundError(
-        'convnext_backbone needs mmengine: install one of its two stacks, upstream OpenMMLab with '
-        "pip install 'convnext-backbone[openmmlab]' or the OneDL forks with "
+        'convnext_backbone needs mmengine, which is not installed: install either upstream '
+        "OpenMMLab with pip install 'convnext-backbone[openmmlab]' or the OneDL forks with "
         "pip install 'convnext-backbone[onedl]', never both in one environment",
         name='mmengine',
     ) from error

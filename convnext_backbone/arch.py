@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Arch:
-    """What distinguishes one ConvNeXt from another.
+    """One architecture of the ConvNeXt family.
 
     Attributes:
         depths: Number of blocks in each stage.
@@ -32,7 +32,7 @@ class Arch:
     def arguments(self) -> dict:
         """The arguments of :class:`convnext_backbone.ConvNextBackbone` that build this model."""
         exact = [name for name, arch in ARCHS.items() if arch == self]
-        # A model of the other version can still have the depths and sizes of a known one.
+        # A name also fits if only GRN or layer scale differ: they are separate arguments.
         exact += [
             name
             for name, arch in ARCHS.items()
@@ -46,7 +46,7 @@ class Arch:
         )
 
     def __str__(self) -> str:
-        """The name of the model, or its numbers and the closest name."""
+        """Returns the name of the model, or its depths, sizes and the closest name."""
         closest = min(ARCHS, key=lambda name: self._distance(ARCHS[name]))
         version = '-V2' if closest.startswith('v2-') else ''
         title = f'ConvNeXt{version}-{closest.removeprefix("v2-")}'
@@ -59,7 +59,7 @@ class Arch:
         return title + ('' if self.has_layer_scale or self.use_grn else ' without layer scale')
 
     def _distance(self, other: Arch) -> float:
-        """The sum of the ratios of depths and widths, as powers of two."""
+        """Sums the log2 ratios of depths and sizes, plus penalties for other differences."""
         total = 4.0 * abs(len(self.depths) - len(other.depths))
         total += (self.use_grn != other.use_grn) / 4
         pairs = [
@@ -69,8 +69,8 @@ class Arch:
         return total + sum(abs(math.log2(max(a, 1) / max(b, 1))) for a, b in pairs)
 
 
-# ConvNeXt, section 3 and its official repository; ConvNeXt V2, appendix A. The four smallest V1
-# models have the shapes of V2's and V1's blocks.
+# From ConvNeXt (section 3 and official repository) and ConvNeXt V2 (appendix A). The four smallest
+# V1 models have the depths and sizes of V2 models, but V1 blocks.
 _SHAPES = {
     'atto': ((2, 2, 6, 2), (40, 80, 160, 320)),
     'femto': ((2, 2, 6, 2), (48, 96, 192, 384)),
@@ -99,14 +99,14 @@ def resolve_arch(
 
     Args:
         arch: The name, or the dict.
-        use_grn: Whether the blocks are ConvNeXt V2 blocks. Default: None, which follows the name;
-            a dict means V1 blocks.
+        use_grn: Whether the blocks are ConvNeXt V2 blocks. Default: None, which follows the name,
+            and means V1 blocks for a dict.
         has_layer_scale: Whether V1 blocks have a layer scale; V2 blocks never have one.
             Default: True.
 
     Raises:
         ValueError: If the name is unknown, if the dict has other keys, or if its two lists differ
-            in length, are empty or contain anything but positive integers.
+            in length, are empty or contain other values than positive integers.
         TypeError: If ``arch`` is neither a name nor a dict.
     """
     found = _look_up(arch)
@@ -127,11 +127,13 @@ def _look_up(arch: str | Mapping) -> Arch:
             f'arch must be a name or dict(depths=..., hidden_sizes=...), got {type(arch).__name__}'
         )
     if set(arch) != {'depths', 'hidden_sizes'}:
-        raise ValueError(f'an arch dict has the keys depths and hidden_sizes, got {sorted(arch)}')
+        raise ValueError(
+            f'an arch dict must have exactly the keys depths and hidden_sizes, got {sorted(arch)}'
+        )
     depths, hidden_sizes = tuple(arch['depths']), tuple(arch['hidden_sizes'])
     if len(depths) != len(hidden_sizes) or not depths:
         raise ValueError(
-            'depths and hidden_sizes must have one entry per stage, at least one: '
+            'depths and hidden_sizes must have one entry per stage and at least one stage, '
             f'got {len(depths)} depths {depths} and {len(hidden_sizes)} hidden_sizes {hidden_sizes}'
         )
     if not all(isinstance(n, int) and n > 0 for n in depths + hidden_sizes):

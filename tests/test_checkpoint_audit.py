@@ -215,8 +215,8 @@ def test_a_truncated_model_loads_its_own_tensors():
     model = random_backbone(out_features=('stem', 'stage2'))
     report = load_checkpoint(model, reference.state_dict())
     reasons = list(report.ignored.values())
-    assert set(reasons) == {'deeper stages', 'norms of maps not asked for'}
-    assert reasons.count('norms of maps not asked for') == 6
+    assert set(reasons) == {'deeper stages', 'norms of unused feature maps'}
+    assert reasons.count('norms of unused feature maps') == 6
     assert report.missing == [f'hidden_states_norms.stem.{x}' for x in LEAVES]
     assert all(name in model.state_dict() for name in report.matched)
     with pytest.raises(ValueError, match='Missing key'):

@@ -225,7 +225,7 @@ def test_bad_labels_are_refused(problem_type, labels, error, message):
         (dict(num_labels=-1), ValueError, 'num_labels must not be negative'),
         (dict(num_labels=2.0), TypeError, 'num_labels must be an integer'),
         (dict(problem_type='ranking'), ValueError, 'regression, single_label'),
-        (dict(label_smoothing=1.5), ValueError, r'label_smoothing must lie in \[0, 1\]'),
+        (dict(label_smoothing=1.5), ValueError, r'label_smoothing must be in \[0, 1\]'),
         (dict(hidden_act='tanh'), ValueError, 'hidden_act must be one of'),
         (dict(out_indices=(3,)), TypeError, 'out_indices'),
     ],

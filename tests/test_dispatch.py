@@ -303,7 +303,7 @@ def test_more_children(layer, features):
 
 def test_drop_prob_out_of_range_is_an_error(layer, features):
     layer.drop_path.drop_prob = 1.0
-    with pytest.raises(ValueError, match=r'drop_prob must lie in \[0, 1\), got 1.0'):
+    with pytest.raises(ValueError, match=r'drop_prob must be in \[0, 1\), got 1.0'):
         layer(features)
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints of other projects: reading them, translating their names, loading them.
+"""Reads checkpoints of other projects, translates their names and loads them.
 
-The steps: ``sources`` and ``containers`` read a plain state dict, ``translate`` recognises its
-format in the table of ``formats`` and converts it to this package's names and layouts, ``audit``
-decides what goes into the model, ``loading`` copies it and reports, ``pretrained`` connects this to
-torch and mmengine.
+The steps: ``sources`` and ``containers`` read a plain state dict. ``translate`` recognises its
+format with the table in ``formats`` and converts it to this package's names and layouts. ``audit``
+decides which tensors go into the model. ``loading`` copies them and reports. ``pretrained``
+connects these steps to torch and mmengine.
 """
 
 from .audit import Target

@@ -1,4 +1,4 @@
-"""Deciding which tensors of a checkpoint go into a model, before anything is copied."""
+"""Decides which tensors of a checkpoint go into a model, before anything is copied."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .names import Name, listed, parse_native
 from .report import LoadReport
 from .translate import Translation, translate
 
-# Why a part that the model does not have is left out of a checkpoint.
+# Parts that are ignored if the model does not have them, and the reason.
 _LEFT_OUT = {
-    'stem_map_norm': 'norms of maps not asked for',
-    'map_norm': 'norms of maps not asked for',
+    'stem_map_norm': 'norms of unused feature maps',
+    'map_norm': 'norms of unused feature maps',
     'final_norm': 'final norm',
     'head': 'head',
 }
@@ -25,14 +25,14 @@ _LEFT_OUT = {
 
 @dataclass
 class Target:
-    """A model, as far as the loading of checkpoints needs to know it.
+    """The description of a model for the loading of checkpoints.
 
     Attributes:
-        name: Its class.
-        arch: Its architecture.
-        tensors: Its state dict, by native names.
+        name: The class of the model.
+        arch: The architecture.
+        tensors: The state dict, by native name.
         adapt_stem: Whether the stem's weight may be adapted to another number of image channels.
-        key_prefix: Key prefix in the model's own state dict of all native names but the head's.
+        key_prefix: Key prefix of native names in the model's own state dict, except for the head.
     """
 
     name: str
@@ -55,15 +55,15 @@ def match(
     Args:
         target: The model.
         checkpoint: The checkpoint, in any known format.
-        prefix: Key prefix; other names are not read. Default: None, all names.
+        prefix: Key prefix; names without it are not read. Default: None, all names.
 
     Returns:
-        Tensors by native names, each with the shape in the model, and the report.
+        Tensors by native name, each with its shape in the model, and the report.
 
     Raises:
         CheckpointError: If a tensor of the model is missing in the checkpoint (except norms of
             feature maps) or has another shape there, if the checkpoint has blocks or parts of
-            blocks that the model does not have, or if it holds no ConvNeXt or several.
+            blocks that the model does not have, or if it holds no ConvNeXt or several ConvNeXts.
     """
     found = translate(checkpoint, prefix)
     report = LoadReport(
@@ -102,7 +102,7 @@ def match(
     for native, name in own_names.items():
         if native in tensors:
             continue
-        # Few checkpoints have norms of feature maps. Half of a norm is damage.
+        # Few checkpoints have norms of feature maps. A norm without its weight or bias is damaged.
         is_fresh = name.part in MAP_NORMS and name.module not in loaded_modules
         (report.missing if is_fresh else lost).append(native)
     if lost or surplus or misfits:
@@ -113,7 +113,7 @@ def match(
 
 
 def _reason_to_leave_out(name: Name, own_modules: set[Name], arch: Arch) -> str | None:
-    """Says why a tensor is no part of a model with these modules; None if that is an error."""
+    """Returns why a tensor may be left out of a model with these modules; None if it may not."""
     if name.module in own_modules:
         return None
     if name.part in _LEFT_OUT:
@@ -133,16 +133,16 @@ def _differ_in_channels(tensor: Tensor, own: Tensor) -> bool:
 
 
 def _adapt_stem(weight: Tensor, own: Tensor, target: Target) -> Tensor:
-    """Sums RGB weights for one channel; else tiles and scales them to keep the response's size."""
+    """Sums RGB weights for one channel; else tiles them and scales them to keep the magnitude."""
     given, wanted = weight.shape[1], own.shape[1]
     if not target.adapt_stem or given != 3:
         raise CheckpointError(
             f'the checkpoint is for images with {given} channels, {target.name} takes {wanted} and '
-            'keeps its weights. '
+            'keeps its weights: '
             + (
-                'adapt_stem=True sums or tiles the weights of the stem'
+                'pass adapt_stem=True to sum or tile the weights of the stem'
                 if given == 3
-                else f'adapt_stem only works from 3 channels: pass num_channels={given}'
+                else f'pass num_channels={given} (adapt_stem needs a checkpoint with 3 channels)'
             )
         )
     if wanted == 1:
@@ -158,15 +158,15 @@ def _explain(
     surplus: list[str],
     misfits: dict[str, str],
 ) -> str:
-    """Says which tensors do not fit the model, and what would fit the file."""
+    """Describes which tensors do not fit the model, and which model would fit the file."""
     theirs = read_arch(found.tensors)
     parts = {parse_native(native).part for native in [*lost, *surplus, *misfits]}
     if parts == {'head'}:
         head = found.tensors.get(Name('head', 'weight').native)
         has = 'no head' if head is None else f'a head for num_labels={len(head)}'
         verdict = (
-            f'this file fits but for the head, and it has {has}; '
-            'load_checkpoint(model.convnext, ...) loads everything but the head'
+            f'this file fits except for the head: it has {has}; '
+            'load_checkpoint(model.convnext, ...) loads everything except the head'
         )
     elif theirs == target.arch:
         verdict = f'this file and the model are both a {theirs}, but the file is damaged'
@@ -174,7 +174,7 @@ def _explain(
         arguments = ', '.join(f'{name}={value!r}' for name, value in theirs.arguments.items())
         verdict = (
             f'this file is a {theirs}, the model is a {target.arch}; '
-            f'the arguments {arguments} fit the file'
+            f'build the model with {arguments} to fit the file'
         )
     problems = {
         'Missing key(s)': lost,

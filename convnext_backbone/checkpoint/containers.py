@@ -1,4 +1,4 @@
-"""Finding the state dict in the content of a checkpoint file."""
+"""Finds the state dict in the content of a checkpoint file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .formats import CONTAINERS
 
 
 class CheckpointError(ValueError, RuntimeError):
-    """A checkpoint cannot be used. Also a RuntimeError, as torch's own errors are."""
+    """A checkpoint cannot be used. Also a RuntimeError, like torch's own errors."""
 
 
 @dataclass
@@ -38,24 +38,24 @@ def unwrap(content: object, source: str = 'a state dict', container: str = 'dict
         container: What it was stored in.
 
     Raises:
-        CheckpointError: If it holds no state dict, or an empty one.
+        CheckpointError: If the content holds no state dict, or an empty one.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f'{source} holds a {type(content).__name__}, not a state dict: '
-            'save model.state_dict(), bare or under a key such as state_dict or model'
+            'save model.state_dict(), directly or under a key such as state_dict or model'
         )
     keys = [key for key in CONTAINERS if isinstance(content.get(key), Mapping) and content[key]]
     if keys:
-        beside = f' (beside {", ".join(keys[1:])})' if len(keys) > 1 else ''
-        return unwrap(content[keys[0]], source, f'{container}, key {keys[0]!r}{beside}')
+        others = f' (other keys: {", ".join(keys[1:])})' if len(keys) > 1 else ''
+        return unwrap(content[keys[0]], source, f'{container}, key {keys[0]!r}{others}')
     tensors = {
         name: tensor.detach()
         for name, tensor in content.items()
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
     if not tensors:
-        found = f'only {", ".join(map(repr, list(content)[:5]))}' if content else 'nothing'
+        found = f'only {", ".join(map(repr, list(content)[:5]))}' if content else 'it is empty'
         raise CheckpointError(
             f'{source} ({container}) holds no tensors, {found}: a state dict must be '
             f'at the top level or under one of the keys {", ".join(CONTAINERS)}'

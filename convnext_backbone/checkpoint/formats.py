@@ -1,10 +1,10 @@
-"""The names of tensors in each source of ConvNeXt checkpoints: the only table of name rules.
+"""The tensor names of every ConvNeXt checkpoint format: the only table of name rules.
 
 A format maps the parts of a ConvNeXt to templates of names, without the model's key prefix. A part
 is a module with a weight and a bias, or one of ``PARAMETERS``. In a template, ``{i}`` is the stage
 counted from 0, ``{n}`` the stage counted from 1, ``{even}`` and ``{odd}`` are 2i and 2i + 1, and
-``{j}`` is the block. If two templates match a name, the first one counts. To support a new format,
-add an entry.
+``{j}`` is the block. If two templates match a name, the first one is used. To support a new format,
+add an entry to ``FORMATS``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NORMS_AND_HEAD = (*MAP_NORMS, 'final_norm', 'head')
 
 @dataclass(frozen=True, eq=False)
 class Format:
-    """The naming of one source.
+    """The tensor names of one source.
 
     Attributes:
         title: The source, for messages.
         parts: The template of every part that the format has.
         flat_grn: Whether the parameters of GRN are stored as ``(4C,)``, not ``(1, 1, 1, 4C)``.
-        lone_norm_is_final: Whether the final norm of a classifier has the name of the last map
-            norm.
+        lone_norm_is_final: Whether the final norm of a classifier has the name of the norm of the
+            last feature map.
     """
 
     title: str
@@ -75,7 +75,7 @@ _META = {
     'head': 'head',
 }
 
-# In the sparse encoder, norms and linear layers are one level deeper.
+# In the sparse encoder, the names of norms and linear layers have one more level.
 _FCMAE = {
     **_META,
     'down_norm': 'downsample_layers.{i}.0.ln',
@@ -162,7 +162,7 @@ NATIVE = FORMATS['hf']
 # Formats in which weights can be written.
 WRITABLE = ('hf', 'meta', 'timm')
 
-# Names that are no part of a backbone in any format, as regular expressions, and their meaning.
+# Regular expressions of names that are not part of a backbone in any format, and their meaning.
 IGNORED = {
     r'norms\.\d+\.|norm_pre\.': 'final norm',
     r'(decoder|proj|pred)\.|mask_token$': 'decoder',
@@ -170,7 +170,8 @@ IGNORED = {
     r'(head|classifier|dino_head|ibot_head)\.': 'head',
 }
 
-# If a file holds several ConvNeXts, the one whose key prefix contains the first of these is read.
+# Words in key prefixes. If a file holds several ConvNeXts, the first of these words that is in
+# exactly one of their key prefixes selects which one is read.
 PREFERRED_PREFIXES = ('teacher', 'ema', 'student')
 
 # Keys under which files store a state dict. The first one that exists is read.

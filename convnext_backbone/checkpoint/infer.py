@@ -1,4 +1,4 @@
-"""Inferring an architecture from the tensors of a checkpoint."""
+"""Infers an architecture from the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VECTORS = (('dwconv', 'bias'), ('norm', 'weight'), ('norm', 'bias'), ('pwconv2'
 
 
 def infer_arch(source: Source) -> dict:
-    """Infers from a checkpoint which model it belongs to.
+    """Infers the architecture of a checkpoint.
 
     Args:
         source: As in :func:`convnext_backbone.load_checkpoint`.
@@ -29,8 +29,8 @@ def infer_arch(source: Source) -> dict:
         the blocks have no layer scale.
 
     Raises:
-        ValueError: As :func:`convnext_backbone.load_checkpoint`, or if blocks or stages are missing
-            in between.
+        ValueError: As :func:`convnext_backbone.load_checkpoint`, or if a stage has no blocks, or no
+            norms and biases.
         FileNotFoundError, TypeError, ImportError, OSError: As
             :func:`convnext_backbone.load_checkpoint`.
     """
@@ -38,8 +38,8 @@ def infer_arch(source: Source) -> dict:
     arch = read_arch(translate(checkpoint).tensors)
     if not all(arch.depths + arch.hidden_sizes):
         raise ValueError(
-            f'{checkpoint.source} is damaged: its stages, in order, have the depths {arch.depths} '
-            f'and the widths {arch.hidden_sizes}'
+            f'{checkpoint.source} is damaged: the depths of its stages are {arch.depths} and the '
+            f'widths {arch.hidden_sizes}, but all must be positive'
         )
     return arch.arguments
 
@@ -47,7 +47,7 @@ def infer_arch(source: Source) -> dict:
 def read_arch(tensors: Mapping[str, Tensor]) -> Arch:
     """Reads the architecture from tensors with native names.
 
-    The width of a stage is that of most of its norms and biases, as some may be damaged.
+    The width of a stage is the most frequent size of its norms and biases: some may be damaged.
     """
     depths: Counter[int] = Counter()
     widths: dict[int, Counter[int]] = {}

@@ -1,7 +1,7 @@
-"""Conversion of tensors between the layouts of the sources and the layout of this package.
+"""Converts tensors between the layouts of the sources and the layout of this package.
 
-Every conversion is exact: axes of size 1 are added or removed, the axes of a sparse kernel are
-reordered. A tensor in any other layout is returned unchanged; the audit finds that it does not fit.
+Every conversion is exact. It adds or removes axes of size 1, or reorders the axes of a sparse
+kernel. A tensor in any other layout is returned unchanged; the audit finds that it does not fit.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def to_native(name: Name, tensor: Tensor) -> Tensor:
     """Converts a tensor to the layout of this package.
 
     Args:
-        name: Its place in the model.
-        tensor: For a linear layer also a 1x1 convolution, ``(O, I, 1, 1)``; a vector, GRN's too,
-            as ``(C,)``, ``(C, 1, 1)``, ``(1, C)`` or ``(1, 1, 1, C)``; a sparse kernel as
-            ``(K * K, I, O)``, or ``(K * K, C)`` for a depthwise convolution.
+        name: The place of the tensor in the model.
+        tensor: The weight of a linear layer may be a 1x1 convolution, ``(O, I, 1, 1)``. A vector,
+            also of GRN, may be ``(C,)``, ``(C, 1, 1)``, ``(1, C)`` or ``(1, 1, 1, C)``. A sparse
+            kernel is ``(K * K, I, O)``, or ``(K * K, C)`` for a depthwise convolution.
 
     Returns:
         ``(O, I)``, ``(C,)`` (GRN ``(1, 1, 1, C)``), ``(O, I, K, K)`` and ``(C, 1, K, K)``; a tensor
@@ -44,7 +44,7 @@ def to_native(name: Name, tensor: Tensor) -> Tensor:
 
 
 def from_native(name: Name, tensor: Tensor, target: Format) -> Tensor:
-    """Converts a tensor from the layout of this package to that of a format."""
+    """Converts a tensor from the layout of this package to the layout of a format."""
     return tensor.reshape(-1) if name.part in _GRN and target.flat_grn else tensor
 
 

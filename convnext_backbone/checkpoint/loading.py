@@ -1,4 +1,4 @@
-"""Loading checkpoints into models: all of a checkpoint or nothing."""
+"""Loads checkpoints into models, completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ def load_checkpoint(
     Args:
         model: A model of this package, or one in a distributed wrapper.
         source: A file (``.pth``, ``.safetensors``, ...), a Hugging Face model folder, an http(s)
-            address, ``hf://owner/name[@revision][/file]``, or a state dict in memory, in any naming
+            address, ``hf://owner/name[@revision][/file]``, or a state dict in memory, in any format
             of :data:`convnext_backbone.checkpoint.formats.FORMATS`.
         strict: Whether unknown names are an error instead of a warning. Default: False.
-        prefix: Key prefix, with or without a dot at its end; other names are not read. Default:
-            None, which finds the ConvNeXt in a larger model by itself.
+        prefix: Key prefix, with or without a dot at its end; names without it are not read.
+            Default: None, which finds the ConvNeXt in a larger model.
 
     Returns:
         A report of what was loaded and what was not.
 
     Raises:
-        ValueError: If the source is not a readable checkpoint, needs to run code, holds no
-            ConvNeXt, or one that does not fit: other shapes, missing or additional blocks.
+        ValueError: If the source is not a readable checkpoint, needs to run code, or holds no
+            ConvNeXt or one that does not fit (other shapes, missing or additional blocks). Also if
+            the model is on the meta device, or for unknown names with ``strict``.
         FileNotFoundError: If the source, or a part of it, does not exist.
         TypeError: If the model or the source has the wrong type.
         ImportError: If the source needs a library that is not installed.
@@ -44,7 +45,7 @@ def load_checkpoint(
     if describe is None:
         raise TypeError(
             f'load_checkpoint takes a model of convnext_backbone, got {type(module).__name__}: '
-            'pass the backbone of the detector, or use load_from in its config'
+            'pass its backbone, or use load_from in the config of the whole model'
         )
     target = describe()
     if any(tensor.is_meta for tensor in target.tensors.values()):
@@ -52,8 +53,8 @@ def load_checkpoint(
     tensors, report = match(target, read_checkpoint(source), prefix)
     if strict and report.unexpected:
         raise CheckpointError(
-            f'{report.source} was not loaded, {target.name} keeps its weights: with strict=True '
-            f'every name must be known. Unexpected key(s): {listed(report.unexpected)}'
+            f'{report.source} was not loaded, {target.name} keeps its weights: unknown names need '
+            f'strict=False. Unexpected key(s): {listed(report.unexpected)}'
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -63,11 +64,11 @@ def load_checkpoint(
 
 
 def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Renames the tensors after a key prefix of a state dict to the model's own names, in place.
+    """Renames the tensors under a key prefix of a state dict to the model's own names, in place.
 
-    :meth:`torch.nn.Module._load_from_state_dict` calls this whenever a state dict is loaded into
-    the model or into a larger model around it. Unknown names stay: the caller's ``strict`` decides
-    about them. Names that are left out on purpose are removed. A state dict that already has the
+    :meth:`LoadsAnyCheckpoint._load_from_state_dict` calls this if a state dict is loaded into the
+    model or into a larger model around it. Unknown names stay: the caller's ``strict`` decides
+    about them. Names that are ignored on purpose are removed. A state dict that already has the
     model's own names and shapes is not changed, and nothing is logged.
 
     Args:
@@ -89,7 +90,7 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
     source = f'the state dict under the key prefix {prefix!r}' if prefix else 'a state dict'
     checkpoint = unwrap(given, source)
     tensors, report = match(target, checkpoint)
-    # Without any map norms, a checkpoint is of another kind of model: no error with strict=True.
+    # A checkpoint without any norms of feature maps is normal: strict=True must accept it.
     norms = [name for name in target.tensors if parse_native(name).part in MAP_NORMS]
     if report.missing == norms:
         tensors |= {name: target.tensors[name] for name in norms}

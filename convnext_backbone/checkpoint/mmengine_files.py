@@ -1,10 +1,9 @@
-"""mmengine's own checkpoints under ``weights_only=True``.
+"""Reads mmengine's own checkpoints with ``weights_only=True``.
 
 With ``weights_only``, torch's unpickler builds only tensors and plain containers. mmengine also
-stores its message hub: history buffers, with numpy arrays and a dict of their own methods. Exactly
-these classes are allowed here, only while a file is read by mmengine's local loader or by this
-package. Anything else in a file still stops the loading, and other code that calls ``torch.load``
-sees no difference.
+stores its message hub: history buffers, with numpy arrays and a dict of their own methods. Only
+these classes are also allowed, and only while mmengine's local loader or this package reads a file.
+Other classes in a file are still an error, and ``torch.load`` in other code behaves as before.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from mmengine.runner.checkpoint import load_from_local as _load_from_local
 
 
 def _history_statistic(owner: type, name: str) -> Callable:
-    """Replaces ``getattr``, which pickles use to name a method of :class:`HistoryBuffer`."""
+    """Replaces ``getattr``, which pickles use to store a method of :class:`HistoryBuffer`."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(
-            f'the checkpoint asks for the attribute {name!r} of {owner!r}; '
-            "only the statistics of mmengine's HistoryBuffer are allowed"
+            f'the checkpoint needs the attribute {name!r} of {owner!r}, but only the statistics '
+            "min, max, current and mean of mmengine's HistoryBuffer are allowed"
         )
     return getattr(owner, name)
 
 
-# numpy rebuilds arrays and scalars with two functions whose module numpy 2 renamed. A file contains
-# the name that was valid when it was written.
+# numpy rebuilds arrays and scalars with two functions. numpy 2 renamed their module, so files
+# contain the old or the new name.
 _REBUILDERS: list[tuple[Any, str]] = [
     (rebuild, f'{module}.multiarray.{rebuild.__name__}')
     for rebuild in (cast(Any, value.__reduce__()[0]) for value in (np.empty(0), np.float64(0)))
@@ -51,20 +50,20 @@ MMENGINE_CLASSES: list[Any] = [
 
 @contextmanager
 def allowed(classes: list) -> Iterator[None]:
-    """Lets ``torch.load(..., weights_only=True)`` build some classes inside a ``with``.
+    """Lets ``torch.load(..., weights_only=True)`` build more classes inside a ``with`` statement.
 
     Args:
         classes: Classes, or pairs of a class and its name in the file, such as
             ``MMENGINE_CLASSES``.
     """
-    # The end of the context must not take back what was allowed before.
+    # Classes that were allowed before must stay allowed after the context.
     before = torch.serialization.get_safe_globals()
     with torch.serialization.safe_globals([entry for entry in classes if entry not in before]):
         yield
 
 
 def load_from_local(filename: str, map_location: object) -> dict:
-    """Reads a local checkpoint as mmengine does, with the classes of its own files allowed."""
+    """Reads a local checkpoint as mmengine does, but allows the classes in mmengine's own files."""
     with allowed(MMENGINE_CLASSES):
         return _load_from_local(filename, map_location)
 

@@ -1,4 +1,4 @@
-"""Reading and writing of names by the templates of a format."""
+"""Reads and writes tensor names with the templates of a format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Name(NamedTuple):
 
     @property
     def native(self) -> str:
-        """The name in this package, which has a place for every part."""
+        """The name in this package, whose format has every part."""
         return _spell(self, NATIVE.parts[self.part])
 
     @property
@@ -62,11 +62,11 @@ def parse_native(name: str) -> Name:
     """Reads a name of this package.
 
     Raises:
-        ValueError: If it is not one.
+        ValueError: If this package has no such name.
     """
     parsed = parse_name(name, NATIVE)
     if parsed is None:
-        raise ValueError(f'{name!r} is not a name of this package')
+        raise ValueError(f'{name!r} is not a tensor name of convnext_backbone')
     return parsed
 
 

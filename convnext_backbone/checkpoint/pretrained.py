@@ -1,4 +1,4 @@
-"""How checkpoints enter a model through torch and mmengine: state dicts and ``init_cfg``."""
+"""Loads checkpoints through the methods of torch and mmengine: state dicts and ``init_cfg``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .loading import adopt_state_dict, load_checkpoint
 
 
 class AnyPretrainedInit(PretrainedInit):
-    """mmengine's ``Pretrained`` initialisation, which reads with :func:`load_checkpoint`."""
+    """mmengine's ``Pretrained`` initialisation, but with :func:`load_checkpoint`."""
 
     def __call__(self, module: nn.Module) -> None:
         load_checkpoint(module, self.checkpoint, prefix=self.prefix)
@@ -18,16 +18,16 @@ class AnyPretrainedInit(PretrainedInit):
 
 
 class LoadsAnyCheckpoint(BaseModule):
-    """A module that loads any known checkpoint, through ``init_cfg`` and as a state dict."""
+    """A module that loads checkpoints of any format, through ``init_cfg`` and as a state dict."""
 
     init_cfg: dict | list[dict] | None
 
     def checkpoint_target(self) -> Target:
-        """Returns what the loading of checkpoints needs to know about the model."""
-        raise NotImplementedError(f'{type(self).__name__} has no checkpoint_target()')
+        """Describes the model for the loading of checkpoints."""
+        raise NotImplementedError(f'{type(self).__name__} must define checkpoint_target()')
 
     def init_weights(self) -> None:
-        """Initialises the module as ``init_cfg`` says, with ``Pretrained`` entries last.
+        """Initialises the module with the entries of ``init_cfg``, ``Pretrained`` entries last.
 
         Raises:
             ValueError, FileNotFoundError, TypeError, ImportError, OSError: As
@@ -46,6 +46,6 @@ class LoadsAnyCheckpoint(BaseModule):
             self.init_cfg = init_cfg
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        """Renames foreign names and refuses what does not fit, before anything is copied."""
+        """Translates other formats and refuses tensors that do not fit, before it copies any."""
         adopt_state_dict(self.checkpoint_target(), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The report: what happened to every tensor of a checkpoint and of a model."""
+"""The report on every tensor of a checkpoint and of a model."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ class LoadReport:
         model: Class of the model.
         source: Path or address of the checkpoint, or ``'a state dict'``.
         container: What the tensors were stored in, such as ``"torch file, key 'model'"``.
-        format: Key of the recognised naming: ``'hf'``, ``'meta'``, ``'fcmae'``, ``'timm'``,
+        format: Key of the recognised format: ``'hf'``, ``'meta'``, ``'fcmae'``, ``'timm'``,
             ``'timm_features'``, ``'torchvision'``, ``'mmpretrain'``, ``'hf_dinov3'``.
         prefix: Key prefix of the ConvNeXt's names in the checkpoint.
-        matched: Tensors of the model that were loaded, by the model's names.
-        missing: Tensors of the model that the checkpoint does not have. They can only be norms of
-            feature maps, which few checkpoints have. They keep their values: 1 and 0 in a new
-            model.
+        matched: Names of the model's tensors that were loaded, without a classifier's
+            ``convnext.``.
+        missing: Names of the model's tensors that the checkpoint does not have. They can only be
+            norms of feature maps, which few checkpoints have. They keep their values: 1 and 0 in a
+            new model.
         unexpected: Unknown names in the checkpoint; they were not loaded.
-        ignored: Names in the checkpoint that were left out on purpose, and the reason: heads,
-            decoders, projectors, a classifier's final norm, deeper stages, the rest of a whole
-            model.
-        reshaped: Those of ``matched`` that had another layout of the same numbers.
-        adapted: Those of ``matched`` that were adapted to other image channels.
+        ignored: Names in the checkpoint that were ignored on purpose, and the reason: heads,
+            decoders, projectors, norms that the model does not have, deeper stages, the rest of a
+            whole model.
+        reshaped: Names in ``matched`` whose tensors had another layout of the same values.
+        adapted: Names in ``matched`` whose tensors were adapted to another number of image
+            channels.
     """
 
     model: str
@@ -74,6 +76,6 @@ class LoadReport:
         return '\n'.join(lines)
 
     def log(self) -> None:
-        """Logs the report with mmengine's current logger; with unexpected names as a warning."""
+        """Logs the report with mmengine's current logger, as a warning for unexpected names."""
         level = logging.WARNING if self.unexpected else logging.INFO
         print_log(str(self), logger='current', level=level)

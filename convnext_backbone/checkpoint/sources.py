@@ -1,4 +1,4 @@
-"""Reading checkpoints from files, folders, addresses and memory, without running their code."""
+"""Reads checkpoints from files, folders, addresses and memory, without running their code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         return unwrap(source)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
-            'a checkpoint is a path, an http(s) or hf:// address or a state dict, '
+            'a checkpoint must be a path, an http(s):// or hf:// address, or a state dict, '
             f'got {type(source).__name__}'
         )
     address = os.fspath(source)
@@ -54,7 +54,10 @@ def read_checkpoint(source: Source) -> Checkpoint:
     elif scheme == 'hf':
         path = _fetch_from_hub(address)
     elif scheme is not None:
-        raise ValueError(f'{address} is neither a path nor an http(s):// or hf:// address')
+        raise ValueError(
+            f'{address} is neither a path nor an http(s):// or hf:// address: '
+            'download it and pass its path'
+        )
     else:
         path = Path(address).expanduser()
     if path.is_dir():
@@ -79,12 +82,12 @@ def _read_file(path: Path) -> tuple[object, str]:
         )
     if head[8:9] == b'{':
         return _read_safetensors(path), 'safetensors'
-    # A zip archive, or a pickle as torch wrote them before 1.6.
+    # A zip archive, or a pickle in the format of torch before 1.6.
     if head.startswith((b'PK', b'\x80')):
         return _read_torch(path), 'torch file'
     raise ValueError(
         f'{path} is neither a torch nor a safetensors file: it begins with {head[:24]!r}. '
-        'A text or HTML file is often the result of a failed download'
+        'If it is a text or HTML file, the download failed: download it again'
     )
 
 
@@ -104,18 +107,20 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_torch(path: Path) -> object:
     try:
-        # Training scripts save their arguments with the weights; a namespace runs no code.
+        # Training scripts save their arguments with the weights. A Namespace runs no code.
         with allowed([*MMENGINE_CLASSES, argparse.Namespace]), path.open('rb') as file:
             return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
         if culprit is None:
             raise ValueError(
-                f'{path} was not loaded: it is damaged, or its pickle holds more than tensors'
+                f'{path} was not loaded: it is damaged, or its pickle holds more than tensors. '
+                'Download it again, or save only its state dict'
             ) from error
         raise ValueError(
             f'{path} was not loaded: unpickling it would build or run {culprit[1]}, which could '
-            'run any code. If you trust the file, load it yourself and save only its state dict'
+            'run any code. If you trust the file, load it with torch.load(..., weights_only=False) '
+            'and save only its state dict'
         ) from error
     # Damaged bytes can make the unpickler raise any exception.
     except Exception as error:
@@ -133,7 +138,7 @@ def _find_weights(folder: Path) -> Path:
         return others[0]
     if others:
         names = ', '.join(path.name for path in others)
-        raise ValueError(f'{folder} holds several checkpoints, {names}: name one of them')
+        raise ValueError(f'{folder} holds several checkpoints, {names}: pass the path of one')
     raise FileNotFoundError(
         f'{folder} holds no weights: it needs one of {", ".join(_FOLDER_FILES)}, or exactly one '
         f'file with a suffix of {", ".join(_SUFFIXES)}'
@@ -145,17 +150,25 @@ def _read_shards(index: Path, address: str) -> Checkpoint:
         shard_of = json.loads(index.read_text())['weight_map']
         names = sorted(set(shard_of.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'{index} is not the index of a sharded checkpoint') from error
+        raise ValueError(
+            f'{index} is not the index of a sharded checkpoint: it needs a weight_map with the '
+            'file of every tensor'
+        ) from error
     lost = [name for name in names if not (index.parent / name).exists()]
     if lost:
-        raise FileNotFoundError(f'{index} needs {", ".join(lost)}, not found in its folder')
+        raise FileNotFoundError(
+            f'{index} needs {", ".join(lost)}, not found in its folder: download the missing files'
+        )
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
         content, kind = _read_file(index.parent / name)
         tensors |= unwrap(content, str(index.parent / name), kind).tensors
     absent = sorted(shard_of.keys() - tensors.keys())
     if absent:
-        raise ValueError(f'the shards of {index} lack {len(absent)} tensors, such as {absent[0]}')
+        raise ValueError(
+            f'the shards of {index} lack {len(absent)} tensors, such as {absent[0]}: '
+            'download them again'
+        )
     return Checkpoint(tensors, address, f'{kind} in {len(names)} shards')
 
 
@@ -166,12 +179,12 @@ def _download(url: str) -> Path:
     """
     name = Path(urlparse(url).path).name
     if not name:
-        raise ValueError(f'{url} does not name a file')
+        raise ValueError(f'{url} has no file name: pass the address of a file')
     if name in _FOLDER_FILES:
-        # Every model folder has files with these names.
+        # Many models have files with these names.
         name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
     path = Path(torch.hub.get_dir(), 'checkpoints', name)
-    # The main process downloads first. The others find its file, or download on their own disk.
+    # The main process downloads first. The others find its file, or download to their own disk.
     for is_turn in (is_main_process(), True):
         if is_turn and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Translating a state dict from any naming to the names and layouts of this package, and back."""
+"""Translates a state dict from any format to the names and layouts of this package, and back."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Translation:
         format: Key of the source's format in the table.
         prefix: Key prefix of the ConvNeXt's names in the source, empty or with a dot at its end.
         tensors: Tensors by native name, in native layout.
-        names: Native name to name in the source.
+        names: Names in the source, by native name.
         reshaped: Native names of tensors that had another layout.
-        ignored: Names in the source that are not part of the ConvNeXt, and what they are.
+        ignored: Names in the source that are not part of the ConvNeXt, and the reason.
         unexpected: Unknown names in the source that have the key prefix of the ConvNeXt.
     """
 
@@ -56,7 +56,7 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
 
     Args:
         checkpoint: The content of a source.
-        prefix: Key prefix, with or without a dot at its end; other names are not read.
+        prefix: Key prefix, with or without a dot at its end; names without it are not read.
             Default: None, all names.
 
     Raises:
@@ -130,7 +130,7 @@ def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], l
 
 
 def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
-    """Returns the format that knows most names of the stem and the stages, and their key prefix."""
+    """Returns the format that matches most names of stem and stages, and their key prefix."""
     counts: Counter[tuple[str, str]] = Counter()
     convolutions = set()
     for key, candidate in FORMATS.items():
@@ -142,17 +142,17 @@ def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
             counts[key, prefix] += 1
             if name.part == 'dwconv' and is_depthwise(to_native(name, tensor)):
                 convolutions.add((key, prefix))
-    # Other networks have some of the same names, but not for depthwise convolutions.
+    # Other networks share some names, but not those of depthwise convolutions.
     found = {which: count for which, count in counts.items() if which in convolutions}
     if not found:
         raise CheckpointError(
-            f'no ConvNeXt in {source}: none of the known namings ({", ".join(FORMATS)}) fits its '
+            f'no ConvNeXt in {source}: none of the known formats ({", ".join(FORMATS)}) fits its '
             f'{len(tensors)} names: {listed(list(tensors))}'
         )
     best = max(found.values())
     formats: dict[str, str] = {}
     for (key, prefix), count in sorted(found.items(), key=lambda item: -item[1]):
-        # A few tensors with a key prefix of their own are not a model.
+        # A few tensors under another key prefix are not a model.
         if 2 * count >= best:
             formats.setdefault(prefix, key)
     for word in PREFERRED_PREFIXES:
@@ -173,11 +173,11 @@ def _reason_to_ignore(name: str) -> str | None:
 
 
 def _reclaim_final_norm(names: dict[str, Name]) -> dict[str, Name]:
-    """Reads a single map norm, that of the last stage, as the final norm of a classifier.
+    """Reads a single norm, of the last feature map, as the final norm of a classifier.
 
-    OpenMMLab's classifiers pool before their final norm but call it ``norm3``, the name that their
-    detectors use for the norm of a feature map. It is the classifier's if it is the only one and
-    the backbone has no neck or dense head around it.
+    OpenMMLab's classifiers pool before their final norm but call it ``norm3``. OpenMMLab's
+    detectors use this name for the norm of a feature map. The caller excludes checkpoints with a
+    neck or a dense head.
     """
     last_stage = max(name.stage or 0 for name in names.values() if name.part == 'dwconv')
     if {name.stage for name in names.values() if name.part == 'map_norm'} != {last_stage}:

@@ -1,9 +1,9 @@
 """Data for the training of classifiers: dataset, transforms, mixing of images, accuracy.
 
-Importing this registers everything in mmengine's root registries, and needs mmcv. In a config:
-``custom_imports = dict(imports=['convnext_backbone.data'])``. The registry names start with
-``ConvNext``, such as ``ConvNextImageFolder``, so they do not collide with those of mmdet and
-mmpretrain.
+Importing this package registers everything in mmengine's root registries, and needs mmcv. In a
+config: ``custom_imports = dict(imports=['convnext_backbone.data'])``. The registry names start with
+``ConvNext``, such as ``ConvNextImageFolder``, so they differ from the names in mmdet and
+mmpretrain. Only ``MixingDataPreprocessor`` keeps its class name.
 """
 
 from .accuracy import Accuracy

@@ -18,8 +18,8 @@ class Accuracy(BaseMetric):
         collect_device: As in mmengine's metrics. Default: ``'cpu'``.
 
     Raises:
-        ValueError: If a k is below 1; in an evaluation, if samples have no ``gt_label`` or fewer
-            than k classes.
+        ValueError: If ``topk`` is empty or a k is below 1; in an evaluation, if samples have no
+            ``gt_label`` or fewer than k classes.
     """
 
     default_prefix = 'accuracy'
@@ -27,7 +27,7 @@ class Accuracy(BaseMetric):
     def __init__(self, topk: Sequence[int] = (1, 5), collect_device: str = 'cpu') -> None:
         super().__init__(collect_device=collect_device)
         if not topk or min(topk) < 1:
-            raise ValueError(f'topk must hold numbers from 1 on, got {topk}')
+            raise ValueError(f'topk must be one or more positive integers, got {topk}')
         self.topk = tuple(topk)
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
@@ -39,13 +39,13 @@ class Accuracy(BaseMetric):
             if max(self.topk) > len(scores):
                 raise ValueError(
                     f'topk={self.topk} needs at least as many classes, got {len(scores)}: '
-                    'lower topk of the metric'
+                    'lower topk in the config of the metric'
                 )
             ranking = scores.argsort(descending=True, stable=True)
             rank = (ranking == label.to(ranking.device)).nonzero().item()
             self.results.append([rank < k for k in self.topk])
 
     def compute_metrics(self, results: list[list[bool]]) -> dict[str, float]:
-        """Averages over all images."""
+        """Returns the mean over all images, in percent."""
         hits = torch.tensor(results, dtype=torch.float64).mean(dim=0) * 100
         return {f'top{k}': hit for k, hit in zip(self.topk, hits.tolist(), strict=True)}

@@ -15,7 +15,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 @DATASETS.register_module('ConvNextImageFolder')
 class ImageFolder(BaseDataset):
-    """Images ``data_root/class_name/*.jpg`` or ``*.png``, with suffixes in upper or lower case.
+    """Images ``data_root/class_name/*``, with suffix jpg, jpeg or png in upper or lower case.
 
     The label of an image is the position of its folder's name in sorted order, or in
     ``metainfo['classes']`` if given. Samples have ``img_path`` and ``gt_label``.
@@ -23,7 +23,7 @@ class ImageFolder(BaseDataset):
     Args:
         data_root: Folder that contains the folders of the classes.
         metainfo: ``dict(classes=...)`` sets the classes and their order, which must be the same for
-            every split; other folders are left out. Default: None, all folders.
+            every split; other folders are left out. Default: None, all folders that are not hidden.
         **dataset_args: As in mmengine's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
@@ -70,7 +70,9 @@ class ImageFolder(BaseDataset):
     @staticmethod
     def _find_classes(root: Path) -> tuple[str, ...]:
         if not root.is_dir():
-            raise FileNotFoundError(f'data_root {str(root)!r} is not a folder')
+            raise FileNotFoundError(
+                f'data_root {str(root)!r} is not a folder: set it to the folder with the classes'
+            )
         classes = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != '.')
         if not classes:
             raise FileNotFoundError(

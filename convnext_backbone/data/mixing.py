@@ -16,10 +16,10 @@ from ..models.losses import SINGLE_LABEL, check_labels
 class MixingDataPreprocessor(ImgDataPreprocessor):
     """Normalises images, and in training mixes each image i with image N - 1 - i of the batch.
 
-    Each batch is mixed either by mixup or by CutMix, with equal probability, and with one ratio
-    ``lam`` for all images. Mixup adds ``lam`` of one image to ``1 - lam`` of the other. CutMix
-    pastes a rectangle with a share of ``1 - lam`` of the other's area. Data samples get the
-    probability of each class as ``gt_score``.
+    Each batch is mixed either by mixup or by CutMix, with equal probability if both are on, and
+    with one ratio ``lam`` for all images. Mixup computes ``lam * image + (1 - lam) * other``.
+    CutMix pastes a rectangle of the other image with a share of ``1 - lam`` of the area. Data
+    samples get the probability of each class as ``gt_score``.
 
     Args:
         num_labels: Number of classes.
@@ -44,8 +44,8 @@ class MixingDataPreprocessor(ImgDataPreprocessor):
         super().__init__(**normalize_args)
         if min(mixup_alpha, cutmix_alpha) < 0 or mixup_alpha == cutmix_alpha == 0:
             raise ValueError(
-                'mixup_alpha and cutmix_alpha must not be negative, and one must be positive, '
-                f'got {mixup_alpha} and {cutmix_alpha}'
+                'mixup_alpha and cutmix_alpha must not be negative, and at least one must be '
+                f'positive, got {mixup_alpha} and {cutmix_alpha}'
             )
         self.num_labels = num_labels
         ways = ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
@@ -86,10 +86,10 @@ def cutmix(images: Tensor, lam: float) -> tuple[Tensor, float]:
     Args:
         images: ``(N, C, H, W)``.
         lam: Share of the area that an image should keep, in [0, 1]. The rectangle has the
-            proportions of the image and a random centre, so the border may cut it off.
+            proportions of the image and a random centre. Parts outside the image are cut off.
 
     Returns:
-        The images, and the share of their area that they kept.
+        The mixed images, and the share of the area that they kept.
     """
     height, width = images.shape[2:]
     (top, bottom), (left, right) = (_interval(side, (1 - lam) ** 0.5) for side in (height, width))

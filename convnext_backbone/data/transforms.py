@@ -61,8 +61,8 @@ class RandomErasing(BaseTransform):
         area: Minimum and maximum share of the image's area to erase. Default: (0.02, 1/3).
         ratio: Minimum and maximum of width / height of the rectangle, sampled on a log scale.
             Default: (0.3, 10/3).
-        mean: Mean of the noise per channel. Default: that of ImageNet in BGR.
-        std: Standard deviation of the noise per channel. Default: that of ImageNet in BGR.
+        mean: Mean of the noise per channel. Default: the mean of ImageNet in BGR.
+        std: Standard deviation of the noise per channel. Default: the one of ImageNet in BGR.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ def random_rectangle(
         ratio: Minimum and maximum of width / height, sampled on a log scale.
 
     Returns:
-        Rows and columns. If ten samples do not fit the image, the largest part that does.
+        Rows and columns. If none of ten samples fits into the image, the largest rectangle with an
+        allowed ratio.
     """
     for _ in range(10):
         pixels = np.random.uniform(*area) * height * width

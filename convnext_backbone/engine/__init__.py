@@ -1,4 +1,4 @@
-"""What mmengine's runner needs to train the models: learning-rate decay and the FSDP policy."""
+"""Training with mmengine's runner: learning-rate decay and the FSDP policy."""
 
 from .fsdp import convnext_auto_wrap_policy
 from .lr_decay import ConvNextLayerDecayOptimWrapperConstructor

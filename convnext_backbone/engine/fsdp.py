@@ -1,4 +1,4 @@
-"""How FSDP splits a model: at its ConvNeXt blocks."""
+"""The FSDP policy: every ConvNeXt block is one unit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def convnext_auto_wrap_policy(module: nn.Module, recurse: bool, nonwrapped_numel
 
     Args:
         module: A module of the model.
-        recurse: Whether FSDP asks to look into the module, instead of wrapping it.
-        nonwrapped_numel: Number of its parameters that are in no unit yet; unused.
+        recurse: Whether FSDP asks to visit the module's children, not to wrap the module.
+        nonwrapped_numel: Number of the module's parameters that are in no unit yet; unused.
     """
     return recurse or isinstance(module, ConvNextLayer)

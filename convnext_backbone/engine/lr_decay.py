@@ -13,23 +13,24 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from ..checkpoint.formats import NATIVE, NORMS_AND_HEAD
 from ..checkpoint.names import parse_name
 from ..models.base import ConvNextBase
+from ..models.norms import ConvNextGRN
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
-# The key prefixes that FSDP, torch.compile and activation checkpointing give to wrapped modules.
+# The key prefixes that FSDP, torch.compile and activation checkpointing add to wrapped modules.
 _WRAPPERS = re.compile(r'(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
 
 
 def layer_id(name: str, decay_type: str, num_layers: int) -> int:
     """Returns the official layer of a parameter, from 0 for the stem to ``num_layers + 1``.
 
-    Layer-wise, three blocks of the third stage form a layer. Stage-wise, every stage is a layer,
-    and all downsampling layers belong to the stem's. The norms of feature maps, the final norm and
-    the head belong to the last layer.
+    With ``'layer_wise'``, three blocks of the third stage form a layer. With ``'stage_wise'``,
+    every stage is a layer, and all downsampling layers belong to the layer of the stem. The norms
+    of feature maps, the final norm and the head belong to the last layer.
 
     Args:
         name: The name of the parameter in its model, a :class:`ConvNextBase`.
         decay_type: ``'layer_wise'`` or ``'stage_wise'``.
-        num_layers: L, the layer of the fourth stage if layer-wise.
+        num_layers: L, which is also the layer of the fourth stage with ``'layer_wise'``.
 
     Raises:
         ValueError: If there is no such parameter.
@@ -37,8 +38,8 @@ def layer_id(name: str, decay_type: str, num_layers: int) -> int:
     parsed = parse_name(_WRAPPERS.sub('', name), NATIVE)
     if parsed is None:
         raise ValueError(
-            f'{name!r} is not a parameter of a ConvNeXt; under FSDP, parameters keep their '
-            'names with use_orig_params=True'
+            f'{name!r} is not a parameter of a ConvNeXt: '
+            'under FSDP, set use_orig_params=True to keep the names'
         )
     if parsed.part in NORMS_AND_HEAD:
         return num_layers + 1
@@ -60,7 +61,7 @@ def resolve_num_layers(model: ConvNextBase, decay_type: str, num_layers: int | N
         num_layers: 6, 12, or None to follow the depth of the third stage.
 
     Raises:
-        ValueError: If the official rule does not cover the architecture, or if its third stage is
+        ValueError: If the official rule does not cover the architecture, or if the third stage is
             too deep for ``num_layers``.
     """
     depths = model.arch.depths
@@ -92,14 +93,14 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     parameters are left out.
 
     Args:
-        optim_wrapper_cfg: The optimiser wrapper. Its optimiser must have an ``lr``.
+        optim_wrapper_cfg: Config of the optimiser wrapper. Its optimiser must have an ``lr``.
         paramwise_cfg: ``decay_rate``, in (0, 1]; ``decay_type``, ``'layer_wise'`` (default) or
             ``'stage_wise'``; ``num_layers``, 6, 12 or None (default: 6 if the third stage has at
             most 9 blocks, else 12); and mmengine's own options.
 
     Raises:
-        ValueError: If an option has a value that is not allowed, or if the model contains no
-            ConvNeXt of this package.
+        ValueError: If an option has a wrong value, if the optimiser has no ``lr``, or if the model
+            contains no ConvNeXt of this package.
 
     Example:
         >>> optim_wrapper = dict(
@@ -125,15 +126,18 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.num_layers not in (6, 12, None):
             raise ValueError(f'num_layers must be 6, 12 or None, got {self.num_layers!r}')
         if self.base_lr is None:
-            raise ValueError('the decay scales the lr of the optimizer: set optimizer=dict(lr=...)')
+            raise ValueError(
+                'the optimizer has no lr, which the decay scales: set optimizer=dict(lr=...)'
+            )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Builds the optimiser wrapper of ``model``, which may be wrapped, and logs its groups."""
-        # FSDP stores every parameter as a flat shard: the shapes are those of the full parameters.
+        """Builds the optimiser wrapper and logs its parameter groups. ``model`` may be wrapped."""
+        # FSDP stores parameters as flat shards. The shapes of the full parameters are needed here.
         with FullyShardedDataParallel.summon_full_params(model, writeback=False):
             names = model.named_parameters()
             self._shapes = {_WRAPPERS.sub('', name): p.shape for name, p in names}
         self._names = {p: _WRAPPERS.sub('', name) for name, p in model.named_parameters()}
+        self._grn_weights = {m.weight for m in model.modules() if isinstance(m, ConvNextGRN)}
         return super().__call__(model)
 
     def add_params(
@@ -143,7 +147,7 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: int | float | None = None,
     ) -> None:
-        """Adds the groups of a model: one for each layer and each set of options."""
+        """Adds the parameter groups of a model: one per layer and set of options."""
         if prefix:
             return super().add_params(params, module, prefix, is_dcn_module)
         layers, num_layers = self._find_layers(module)
@@ -155,7 +159,7 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             layer = layers.get(parameter, num_layers + 1)
             scale = self.decay_rate ** (num_layers + 1 - layer)
             group |= dict(layer_id=layer, lr_scale=scale, lr=group.get('lr', self.base_lr) * scale)
-            if self._is_exempt(self._names[parameter]) and 'decay_mult' not in group:
+            if self._is_exempt(parameter) and 'decay_mult' not in group:
                 group['weight_decay'] = 0.0
             group.setdefault('weight_decay', self.base_wd or 0.0)
             options = repr(sorted(group.items()))
@@ -168,15 +172,15 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         convnexts = [m for m in model.modules() if isinstance(m, ConvNextBase)]
         if not convnexts:
             raise ValueError(
-                f'{type(model).__name__} holds no ConvNextBackbone and no ConvNextModel, whose '
-                f'layers {type(self).__name__} needs: set '
+                f'{type(model).__name__} holds no ConvNextBackbone or ConvNextModel, but '
+                f'{type(self).__name__} needs its layers: set '
                 'backbone=dict(type="ConvNextBackbone", ...), or remove optim_wrapper.constructor'
             )
         lengths = {resolve_num_layers(m, self.decay_type, self.num_layers) for m in convnexts}
         if len(lengths) > 1:
             raise ValueError(
-                f'the ConvNeXts of {type(model).__name__} have {sorted(lengths)} layers: '
-                'set num_layers=12 for all of them'
+                f'the ConvNeXts of {type(model).__name__} have different numbers of layers, '
+                f'{sorted(lengths)}: set num_layers=12 for all of them'
             )
         (num_layers,) = lengths
         layers = {
@@ -186,9 +190,11 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         }
         return layers, num_layers
 
-    def _is_exempt(self, name: str) -> bool:
-        """Whether the recipes of the papers use no weight decay for the parameter."""
-        return len(self._shapes[name]) <= 1 or name.endswith(('.bias', '.grn.weight'))
+    def _is_exempt(self, parameter: nn.Parameter) -> bool:
+        """Whether the recipes of the papers use no weight decay for a parameter."""
+        name = self._names[parameter]
+        is_vector = len(self._shapes[name]) <= 1
+        return is_vector or name.endswith('.bias') or parameter in self._grn_weights
 
     def _log(self, groups: list[dict], num_layers: int) -> None:
         """Logs one line per group."""

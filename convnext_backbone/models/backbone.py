@@ -36,16 +36,16 @@ class ConvNextBackbone(ConvNextBase):
 
     Each feature map has its own channels-first norm and is contiguous in NCHW. Stages deeper than
     the deepest requested one are not built. The names in the state dict are those of Hugging Face's
-    ``ConvNextBackbone`` and ``ConvNextV2Backbone``. Stages and norms in a checkpoint that this
-    backbone does not have are ignored.
+    ``ConvNextBackbone`` and ``ConvNextV2Backbone``. Loading ignores stages and norms that this
+    backbone does not have.
 
     Args:
         arch: As in :class:`ConvNextBase`. Default: ``'tiny'``.
-        out_features: Names of the feature maps to return, from ``stage_names``, in order.
+        out_features: Names of the feature maps to return, from ``stage_names``, in the same order.
         out_indices: The same by index: 0 is stage1, negative indices count from the last stage. If
             neither is given, the last stage is returned; if both are given, they must agree.
-        frozen_stages: -1 freezes nothing (default), 0 the stem, k the stem and the first k stages:
-            they get no gradients and stay in eval mode. The norms of the feature maps stay
+        frozen_stages: -1 freezes nothing (default), 0 the stem, k the stem and the first k stages.
+            Frozen parts get no gradients and stay in eval mode. The norms of the feature maps stay
             trainable.
         **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
             ``patch_size``, ``hidden_act``, ``use_grn``, ``drop_path_rate``,
@@ -60,7 +60,7 @@ class ConvNextBackbone(ConvNextBase):
         strides: Stride of each returned feature map in pixels.
 
     Raises:
-        ValueError: If an argument has a value that is not allowed; the message says what is.
+        ValueError: If an argument has a wrong value; the message says which values are allowed.
         TypeError: If an argument has the wrong type.
     """
 
@@ -78,7 +78,7 @@ class ConvNextBackbone(ConvNextBase):
         picks = [stage_names.index(name) for name in names]
         if frozen_stages not in range(-1, len(stage_names)):
             raise ValueError(
-                f'frozen_stages must lie between -1 (nothing) and {len(stage_names) - 1} (the stem '
+                f'frozen_stages must be between -1 (nothing) and {len(stage_names) - 1} (the stem '
                 f'and all stages), got {frozen_stages!r}'
             )
         super().__init__(arch, num_stages=picks[-1], **base_args)
@@ -109,7 +109,7 @@ class ConvNextBackbone(ConvNextBase):
         Args:
             pixel_values: Normalised images of shape ``(N, num_channels, H, W)`` with H and W of at
                 least the largest of ``strides``; N may be 0.
-            output_hidden_states: Whether to return the hidden states, too; this needs
+            output_hidden_states: Whether to also return the hidden states; this needs
                 ``return_dict=True``. Default: False.
             return_dict: Whether to return a :class:`ConvNextBackboneOutput`. Default: False.
 
@@ -123,9 +123,9 @@ class ConvNextBackbone(ConvNextBase):
             TypeError: As :meth:`ConvNextBase.extract_hidden_states`.
         """
         if output_hidden_states and not return_dict:
-            raise ValueError('output_hidden_states=True needs return_dict=True to return them')
+            raise ValueError(f'output_hidden_states=True needs return_dict=True, got {return_dict}')
         hidden_states = self.extract_hidden_states(pixel_values)
-        # The norms make the maps contiguous: mmcv's RoIAlign reads the memory of any map as NCHW.
+        # The norms return contiguous feature maps: mmcv's RoIAlign reads all memory as NCHW.
         feature_maps = tuple(
             self.hidden_states_norms[name](hidden_state)
             for name, hidden_state in zip(self.stage_names, hidden_states, strict=False)
@@ -150,16 +150,16 @@ class ConvNextBackbone(ConvNextBase):
             module.eval().requires_grad_(False)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> ConvNextBackbone:
-        """Warns if the model is moved to channels_last."""
+        """Warns if the backbone is moved to channels_last."""
         was_channels_last = self._is_channels_last()
         super()._apply(fn, recurse)
         if self._is_channels_last() and not was_channels_last:
             warnings.warn(
                 'ConvNextBackbone was moved to channels_last. Its feature maps are still '
                 'contiguous in NCHW, so this is safe if the backbone was moved alone: '
-                'model.backbone.to(memory_format=torch.channels_last). If the neck was moved, too, '
-                "its maps are channels_last, and mmcv's RoIAlign reads those wrongly without an "
-                'error: losses fall, AP stays 0.',
+                'model.backbone.to(memory_format=torch.channels_last). If the neck was also moved, '
+                "its feature maps are channels_last, and mmcv's RoIAlign reads those wrongly "
+                'without an error: losses decrease, but AP stays 0.',
                 stacklevel=2,
             )
         return self

@@ -1,4 +1,4 @@
-"""What the backbone and the pooled model have in common: stem, encoder, checks, initialisation."""
+"""The base class of the backbone and the pooled model: stem, encoder, checks, initialisation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .encoder import ConvNextEncoder
 class ConvNextBase(LoadsAnyCheckpoint):
     """Stem and stages of ConvNeXt or ConvNeXt V2, the base class of the models.
 
-    The names in the state dict are those of Hugging Face's models. Checkpoints load in any naming
-    of :data:`convnext_backbone.checkpoint.formats.FORMATS`, completely or not at all.
+    The names in the state dict are those of Hugging Face's models. Checkpoints in any format of
+    :data:`convnext_backbone.checkpoint.formats.FORMATS` load completely or not at all.
 
     Args:
         arch: A name of :data:`convnext_backbone.arch.ARCHS` (``'atto'`` ... ``'xlarge'``,
@@ -34,25 +34,25 @@ class ConvNextBase(LoadsAnyCheckpoint):
         with_cp: Whether each block recomputes its activations in the backward pass instead of
             keeping them (gradient checkpointing). Default: False.
         adapt_stem: Whether a checkpoint for RGB images may be loaded with another ``num_channels``:
-            the stem's weights are summed for one channel, and tiled and scaled by
-            3 / num_channels for more. Default: False, which makes it an error.
-        fused: True runs blocks and norms as fused functions where possible, False always runs
-            their modules (for gradients of gradients, debugging and comparisons). Default: None,
-            which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is
-            not set).
+            the stem's weights are summed for one channel; otherwise they are tiled and scaled by
+            3 / num_channels. Default: False, which makes it an error.
+        fused: True runs blocks and norms as fused functions if possible. False always runs their
+            modules (for gradients of gradients, debugging and comparisons). Default: None, which
+            follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is not
+            set).
         num_stages: Number of stages to build, from the first one. Default: None, all.
-        init_cfg: As everywhere in mmengine; ``dict(type='Pretrained', checkpoint=..., prefix=...)``
-            accepts every source of :func:`convnext_backbone.load_checkpoint`. Default: None, the
-            initialisation of the paper: convolutions and linear layers from a truncated normal
-            distribution with standard deviation 0.02, biases 0, norms 1.
+        init_cfg: As in mmengine; ``dict(type='Pretrained', checkpoint=..., prefix=...)`` accepts
+            every source of :func:`convnext_backbone.load_checkpoint`. Default: None, the
+            initialisation of the paper: weights of convolutions and linear layers from a truncated
+            normal distribution with standard deviation 0.02, weights of norms 1, biases 0.
 
     Attributes:
         arch: The :class:`convnext_backbone.arch.Arch`.
         patch_size: Stride of the stem in pixels.
-        stride: Stride of the deepest stage in pixels. Images must not be smaller.
+        stride: Stride of the deepest built stage in pixels. Images must not be smaller.
 
     Raises:
-        ValueError: If an argument has a value that is not allowed; the message says what is.
+        ValueError: If an argument has a wrong value; the message says which values are allowed.
         TypeError: If an argument has the wrong type.
     """
 
@@ -110,7 +110,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
         return self.encoder(self.embeddings(pixel_values), output_hidden_states=True)
 
     def checkpoint_target(self) -> Target:
-        """Returns what the loading of checkpoints needs to know about the model."""
+        """Describes the model for the loading of checkpoints."""
         return Target(
             name=type(self).__name__,
             arch=self.arch,
@@ -120,7 +120,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
 
 
 def initialize(module: nn.Module) -> None:
-    """Initialises a module as the official code does. Norms, GRN and layer scale stay as built."""
+    """Initialises convolutions and linear layers as the official code does; skips other modules."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -143,5 +143,5 @@ def _check_images(pixel_values: Tensor, smallest: int, deepest: str) -> None:
     if min(height, width) < smallest:
         raise ValueError(
             f'images of {height}x{width} are too small for {deepest}, whose stride is {smallest}: '
-            f'the smallest size that works is {smallest}x{smallest}'
+            f'resize or pad them to at least {smallest}x{smallest}'
         )

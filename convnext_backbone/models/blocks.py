@@ -21,7 +21,7 @@ from .fusion import (
 )
 from .norms import ConvNextGRN, ConvNextLayerNorm
 
-# The activations of Hugging Face's ConvNeXt models, by their names there.
+# The activations, by their names in Hugging Face.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'gelu': nn.GELU,
     'gelu_new': lambda: nn.GELU(approximate='tanh'),
@@ -29,12 +29,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'silu': nn.SiLU,
 }
 
-# The dtypes of a fused block's tensors: one of them for all, or the last two mixed under autocast.
+# All tensors of a fused block have one of these dtypes. Autocast may mix the last two.
 FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
 class ConvNextEmbeddings(nn.Module):
-    """The stem: a convolution embeds non-overlapping patches, then a norm follows.
+    """The stem: a convolution that embeds non-overlapping patches, and a norm.
 
     Args:
         num_channels: Number of image channels. Default: 3.
@@ -69,8 +69,8 @@ class ConvNextEmbeddings(nn.Module):
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f'the images have {pixel_values.shape[1]} channels, but the stem was built for '
-                f'{self.num_channels}: pass num_channels={pixel_values.shape[1]} to the backbone, '
-                'or images of shape (N, C, H, W) with the number of channels that it expects'
+                f'{self.num_channels}: build the model with num_channels={pixel_values.shape[1]}, '
+                f'or pass images of shape (N, {self.num_channels}, H, W)'
             )
         images = pixel_values.contiguous(memory_format=torch.channels_last)
         return self.layernorm(self.patch_embeddings(images))
@@ -80,8 +80,8 @@ class ConvNextLayer(nn.Module):
     """One block: depthwise 7x7, norm, inverted bottleneck, layer scale, drop path, residual.
 
     With ``use_grn``, a global response normalisation follows the activation (ConvNeXt V2). The
-    block runs as one fused function wherever that gives the same result; otherwise its modules
-    run. The first time that either happens in a process, one line of the log says so, and why.
+    block runs as one fused function if that gives the same result; otherwise its modules run. The
+    choice is logged once per process, with the reason.
 
     Args:
         dim: Number of channels, C.
@@ -92,7 +92,7 @@ class ConvNextLayer(nn.Module):
             or None there is no such parameter. Default: 1e-6.
         with_cp: Whether the backward pass recomputes activations instead of keeping them (gradient
             checkpointing). Default: False.
-        fused: True runs the block fused where possible, False always runs its modules. Default:
+        fused: True runs the block fused if possible, False always runs its modules. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if
             it is not set).
 
@@ -100,7 +100,7 @@ class ConvNextLayer(nn.Module):
         Input and output: ``(N, C, H, W)``. The fused block returns channels_last memory.
 
     Raises:
-        ValueError: If ``hidden_act`` is unknown.
+        ValueError: If ``hidden_act`` is unknown or ``drop_path`` is outside [0, 1).
     """
 
     # The types that the inner modules must have for the block to run fused.
@@ -152,7 +152,7 @@ class ConvNextLayer(nn.Module):
         return self.run_modules(hidden_states)
 
     def run_modules(self, hidden_states: Tensor) -> Tensor:
-        """Runs the block module by module. The fused function gives the same in less memory."""
+        """Runs the block module by module. The fused function needs less memory."""
         branch = self.dwconv(hidden_states).permute(0, 2, 3, 1)
         branch = self.layernorm(branch)
         branch = self.grn(self.act(self.pwconv1(branch)))
@@ -198,7 +198,7 @@ class ConvNextLayer(nn.Module):
         )
 
     def _obstacle_to_fusion(self, hidden_states: Tensor) -> str | None:
-        """Returns why the modules must run, or None if the fused function gives the same."""
+        """Returns why the modules must run, or None if the fused function may run."""
         obstacle = obstacle_in_switch(self.fused) or self._obstacle_in_modules()
         if obstacle is not None:
             return obstacle
@@ -232,6 +232,6 @@ class ConvNextLayer(nn.Module):
         if dtype in FUSED_DTYPES and dtypes.issubset(allowed):
             return None
         return (
-            f'they hold {", ".join(sorted(map(str, dtypes)))} and compute in {dtype}, not all in '
-            'one of float64, float32 and bfloat16'
+            f'their tensors are {", ".join(sorted(map(str, dtypes)))} and they compute in {dtype}, '
+            'but all must be float64, float32 or bfloat16'
         )

@@ -12,6 +12,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..checkpoint import LoadsAnyCheckpoint, Target
+from ..checkpoint.names import Name
 from .base import initialize
 from .losses import (
     MULTI_LABEL,
@@ -30,24 +31,25 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
     """ConvNeXt or ConvNeXt V2 with a linear layer on the pooled features.
 
     The names in the state dict are those of Hugging Face's ``ConvNextForImageClassification``.
-    Checkpoints of classifiers load in any naming of
-    :data:`convnext_backbone.checkpoint.formats.FORMATS`, with their head, completely or not at all.
+    Checkpoints of classifiers in any format of
+    :data:`convnext_backbone.checkpoint.formats.FORMATS` load with their head, completely or not at
+    all.
 
     Args:
         arch: As in :class:`ConvNextBase`. Default: ``'tiny'``.
         num_labels: Number of logits; with 0 there is no linear layer. Default: 1000.
         problem_type: ``'regression'``, ``'single_label_classification'`` or
             ``'multi_label_classification'``. Default: None, inferred as in Hugging Face: one logit
-            means regression; several mean single-label classification if the labels are int64 or
-            int32 or unknown, else multi-label classification.
+            means regression; several mean single-label classification if the labels are int32,
+            int64 or unknown, else multi-label classification.
         label_smoothing: Share of each label that is spread over all classes in the loss of
             single-label classification, in [0, 1]. Default: 0.
-        data_preprocessor: As everywhere in mmengine. Default: None, which stacks the images.
+        data_preprocessor: As in mmengine's ``BaseModel``. Default: None, which stacks the images.
         init_cfg: As in :class:`ConvNextBase`. Default: None.
         **model_args: Other arguments of :class:`ConvNextModel`, such as ``drop_path_rate``.
 
     Raises:
-        ValueError: If an argument has a value that is not allowed; the message says what is.
+        ValueError: If an argument has a wrong value; the message says which values are allowed.
         TypeError: If an argument has the wrong type.
     """
 
@@ -72,7 +74,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
                 f'got {problem_type!r}'
             )
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f'label_smoothing must lie in [0, 1], got {label_smoothing}')
+            raise ValueError(f'label_smoothing must be in [0, 1], got {label_smoothing}')
         self.num_labels = num_labels
         self.problem_type = problem_type
         self.label_smoothing = label_smoothing
@@ -92,18 +94,18 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
 
         Args:
             inputs: Normalised images of shape ``(N, num_channels, H, W)``.
-            data_samples: One per image, with the label in ``gt_label``: a class index, a number or
-                a vector of ``num_labels`` numbers. If the samples have a ``gt_score``, the
-                probability of each class, that is the target instead (mixed images). Or the labels
-                of the batch as one tensor. Default: None, no labels.
+            data_samples: One data sample per image, with a ``gt_label``: a class index, a number or
+                a vector of ``num_labels`` numbers. If all samples have a ``gt_score``, the
+                probability of each class, it is the target instead (mixed images). Can also be one
+                tensor with the labels of the batch. Default: None, no labels.
             mode: ``'tensor'`` (default), ``'loss'`` or ``'predict'``.
 
         Returns:
             For ``'tensor'``, the logits, ``(N, num_labels)``, or with ``num_labels=0`` the pooled
             features. For ``'loss'``, ``dict(loss=...)``. For ``'predict'``, the data samples, or
-            new ones, with ``pred_score``, ``(num_labels,)``: probabilities, or the numbers of a
+            new ones, with ``pred_score``, ``(num_labels,)``: probabilities, or the outputs of a
             regression. Classification also sets ``pred_label``: the most probable class, ``(1,)``,
-            or for several labels all classes with a probability of at least 0.5.
+            or for multi-label classification all classes with a probability of at least 0.5.
 
         Raises:
             ValueError: If the mode is unknown, if labels are missing, have another shape or are
@@ -116,7 +118,8 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
             raise ValueError(f'mode must be tensor, loss or predict, got {mode!r}')
         if mode != 'tensor' and not self.num_labels:
             raise ValueError(
-                f'mode {mode!r} needs logits, but with num_labels=0 there is no layer for them'
+                f'mode {mode!r} needs logits, but the model was built with num_labels=0: '
+                'build it with a positive num_labels'
             )
         logits = self.classifier(self.convnext(inputs).pooler_output)
         if mode == 'tensor':
@@ -128,13 +131,13 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
         return dict(loss=self._loss(logits, data_samples))
 
     def checkpoint_target(self) -> Target:
-        """Returns what the loading of checkpoints needs to know about the model."""
+        """Describes the model for the loading of checkpoints."""
         pooled = self.convnext.checkpoint_target()
-        head = self.classifier.state_dict(prefix='classifier.')
+        head = self.classifier.state_dict()
         return replace(
             pooled,
             name=type(self).__name__,
-            tensors={**pooled.tensors, **head},
+            tensors=pooled.tensors | {Name('head', leaf).native: t for leaf, t in head.items()},
             key_prefix='convnext.',
         )
 
@@ -142,12 +145,12 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
         scores = _stack(data_samples, 'gt_score')
         labels = _stack(data_samples, 'gt_label') if scores is None else scores
         if labels is None:
-            raise ValueError("mode 'loss' needs a gt_label in every data sample")
+            raise ValueError("mode 'loss' needs a gt_score or a gt_label in every data sample")
         labels = labels.to(logits.device)
         if scores is None:
             problem_type = rule = self.problem_type or infer_problem_type(self.num_labels, labels)
         else:
-            # Probabilities follow the rules of multi-label targets.
+            # Probabilities are checked like multi-label targets.
             problem_type, rule = self.problem_type or SINGLE_LABEL, MULTI_LABEL
         labels = check_labels(labels, len(logits), self.num_labels, rule)
         return classification_loss(logits, labels, problem_type, self.label_smoothing)
@@ -172,7 +175,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
 
 
 def _stack(data_samples: Sequence[BaseDataElement] | Tensor, name: str) -> Tensor | None:
-    """Returns one field of all samples as a tensor; None if a sample does not have it."""
+    """Returns one field of all samples as a tensor; None if any sample does not have it."""
     if isinstance(data_samples, Tensor):
         return data_samples if name == 'gt_label' else None
     if not all(name in sample for sample in data_samples):

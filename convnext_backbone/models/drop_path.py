@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def drop_path(hidden_states: Tensor, drop_prob: float = 0.0, training: bool = False) -> Tensor:
-    """Sets whole samples of a residual branch to zero, with a probability.
+    """Sets random samples of a residual branch to zero.
 
     Args:
         hidden_states: Tensor of shape ``(N, ...)``, with at least one dimension.
@@ -15,8 +15,8 @@ def drop_path(hidden_states: Tensor, drop_prob: float = 0.0, training: bool = Fa
         training: Whether samples are dropped at all. Default: False.
 
     Returns:
-        A tensor of the same shape. Samples that are kept are scaled by 1 / (1 - p). When not
-        training, or when p is 0, ``hidden_states`` itself.
+        A tensor of the same shape. Samples that are kept are scaled by 1 / (1 - p). If
+        ``training`` is False or p is 0, ``hidden_states`` itself.
 
     Raises:
         ValueError: If ``drop_prob`` is outside [0, 1).
@@ -47,7 +47,7 @@ class ConvNextDropPath(nn.Module):
         return drop_path(hidden_states, self.drop_prob, self.training)
 
     def factors(self, hidden_states: Tensor) -> Tensor | None:
-        """Returns the factors ``(N,)`` that a forward pass multiplies the samples by, or None."""
+        """Returns the factors ``(N,)`` for the samples, or None if no sample can be dropped."""
         return _keep_factors(hidden_states, self.drop_prob, self.training)
 
     def extra_repr(self) -> str:
@@ -58,7 +58,7 @@ def _keep_factors(hidden_states: Tensor, drop_prob: float, training: bool) -> Te
     _check_probability(drop_prob)
     if not training or drop_prob == 0.0:
         return None
-    # Drawn in float32: half precision would round the probability.
+    # Sampled in float32: half precision would round the probability.
     keep_prob = 1.0 - drop_prob
     factors = torch.empty(len(hidden_states), device=hidden_states.device)
     return factors.bernoulli_(keep_prob).div_(keep_prob)
@@ -66,4 +66,4 @@ def _keep_factors(hidden_states: Tensor, drop_prob: float, training: bool) -> Te
 
 def _check_probability(drop_prob: float) -> None:
     if not 0.0 <= drop_prob < 1.0:
-        raise ValueError(f'drop_prob must lie in [0, 1), got {drop_prob}')
+        raise ValueError(f'drop_prob must be in [0, 1), got {drop_prob}')

@@ -12,7 +12,7 @@ from .norms import ConvNextLayerNorm
 
 
 class ConvNextStage(nn.Module):
-    """Layers of one width, after a downsampling if the width or the resolution changes.
+    """A downsampling, if the width or the resolution changes, and layers of one width.
 
     The downsampling is a channels-first norm and a convolution whose kernel size is its stride.
 
@@ -20,10 +20,10 @@ class ConvNextStage(nn.Module):
         in_channels: Number of input channels.
         out_channels: Number of output channels, C.
         depth: Number of layers. Default: 2.
-        stride: Factor S that divides the resolution. Default: 2. With 1, and as many output as
-            input channels, there is no downsampling.
-        drop_path_rates: One rate per layer. Default: all 0.
-        fused: As in :class:`ConvNextLayer`, for layers and norm. Default: None.
+        stride: Factor S that divides the resolution. Default: 2. With 1 and equal numbers of input
+            and output channels, there is no downsampling.
+        drop_path_rates: One rate per layer. Default: None, all 0.
+        fused: As in :class:`ConvNextLayer`, for the layers and the norm. Default: None.
         **layer_args: Passed to every :class:`ConvNextLayer`.
 
     Shape:
@@ -46,7 +46,9 @@ class ConvNextStage(nn.Module):
         super().__init__()
         rates = [0.0] * depth if drop_path_rates is None else drop_path_rates
         if len(rates) != depth:
-            raise ValueError(f'{len(rates)} drop_path_rates were given for {depth} layers')
+            raise ValueError(
+                f'{len(rates)} drop_path_rates were given for {depth} layers: pass one per layer'
+            )
         downsampling: list[nn.Module] = []
         if in_channels != out_channels or stride > 1:
             downsampling = [
@@ -66,18 +68,18 @@ class ConvNextStage(nn.Module):
 
 
 class ConvNextEncoder(nn.Module):
-    """The stages after the stem. Each stage but the first halves the resolution.
+    """The stages after the stem. Each stage except the first halves the resolution.
 
     Drop-path rates increase linearly from 0 at the first block to ``drop_path_rate`` at the last
-    block of ``depths``, even if that one is not built: the first stages of a model always have the
-    same rates.
+    block of ``depths``, even if that block is not built. So ``num_stages`` does not change the
+    rates.
 
     Args:
         depths: Number of layers of each stage.
         hidden_sizes: Number of channels of each stage.
         drop_path_rate: Rate of the last block. Default: 0.
         num_stages: Number of stages to build, from the first one. Default: None, all.
-        **layer_args: Passed to every :class:`ConvNextLayer`.
+        **layer_args: Passed to every :class:`ConvNextStage`, such as ``fused`` or ``hidden_act``.
 
     Shape:
         Input: ``(N, hidden_sizes[0], H, W)``; output of stage k, counted from 0:
@@ -119,7 +121,7 @@ class ConvNextEncoder(nn.Module):
             output_hidden_states: Whether to return all hidden states. Default: False.
 
         Returns:
-            The output of the last stage, or a tuple of all hidden states, beginning with the input.
+            The output of the last stage, or a tuple of all hidden states, starting with the input.
         """
         all_hidden_states = [hidden_states]
         for stage in self.stages:

@@ -1,7 +1,7 @@
-"""Whether the fused operators of :mod:`convnext_backbone.ops` may replace a module's own code.
+"""Checks whether fused operators of :mod:`convnext_backbone.ops` may replace a module's own code.
 
-They may wherever they give the same result. The switch, the modules and the tensors are checked
-here. The classes that can run fused call these checks and say what is special about themselves.
+They may if they give the same result. This module checks the switch, the inner modules and the
+tensors. The classes that can run fused call these checks and add their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-# The environment variable that modules with ``fused=None`` follow, as timm's TIMM_FUSED_ATTN.
+# The environment variable that modules with ``fused=None`` follow, similar to TIMM_FUSED_ATTN.
 VARIABLE = 'CONVNEXT_FUSED'
 
 DEVICES = ('cpu', 'cuda')
@@ -24,13 +24,13 @@ DEVICES = ('cpu', 'cuda')
 def is_traced() -> bool:
     """Whether a compiler or an exporter runs the code.
 
-    They must see the modules: they fuse them by themselves, or know no other operators.
+    They need the modules: compilers fuse them, and exporters do not know the fused operators.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def obstacle_in_switch(fused: bool | None) -> str | None:
-    """Returns who switched the fused operators off, or None if they are on.
+    """Returns which setting switches the fused operators off, or None if they are on.
 
     Args:
         fused: What the module was built with. None follows the environment variable
@@ -48,7 +48,7 @@ def obstacle_in_switch(fused: bool | None) -> str | None:
 
 
 def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]) -> str | None:
-    """Returns why the inner modules must be called themselves, or None if they need not.
+    """Returns why the inner modules must be called, or None if fused operators may replace them.
 
     Args:
         module: The module that would run fused.
@@ -68,7 +68,7 @@ def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]
 
 
 def obstacle_in_tensors(tensors: list[Tensor]) -> str | None:
-    """Returns why operators below autograd cannot take these tensors, or None if they can."""
+    """Returns why fused operators cannot use these tensors, or None if they can."""
     subclasses = {type(t).__name__ for t in tensors} - {'Tensor', 'Parameter'}
     if subclasses:
         return f'they are given {", ".join(sorted(subclasses))} instead of plain tensors'
@@ -87,7 +87,7 @@ def obstacle_in_tensors(tensors: list[Tensor]) -> str | None:
 
 
 def product_dtype(features: Tensor) -> torch.dtype:
-    """The dtype in which matrix products of ``features`` are computed, autocast included."""
+    """Returns the dtype of matrix products of ``features``, which autocast can change."""
     device = features.device.type
     if device in DEVICES and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -96,7 +96,7 @@ def product_dtype(features: Tensor) -> torch.dtype:
 
 @functools.cache
 def log_once(message: str) -> None:
-    """Logs a message the first time that it occurs in this process."""
+    """Logs a message once per process."""
     print_log(message, logger='current')
 
 

@@ -44,9 +44,10 @@ def check_labels(labels: Tensor, num_samples: int, num_labels: int, problem_type
         Class indices ``(N,)`` as int64, or numbers ``(N, num_labels)``.
 
     Raises:
-        ValueError: If the labels have another shape, or if class indices are not between 0 and
-            num_labels - 1, or multi-label targets not in [0, 1].
-        TypeError: If class indices are not int32 or int64, or other labels not floating point.
+        ValueError: If the labels have another shape, if class indices are not between 0 and
+            num_labels - 1, or if multi-label targets are not in [0, 1].
+        TypeError: If class indices are not int32 or int64, or if other labels are not floating
+            point.
     """
     is_index = problem_type == SINGLE_LABEL
     if is_index and labels.dtype not in (torch.int32, torch.int64):
@@ -78,14 +79,17 @@ def _check_range(labels: Tensor, highest: int, reason: str) -> None:
     outside = labels[~((labels >= 0) & (labels <= highest))]
     if outside.numel():
         raise ValueError(
-            f'labels must lie between 0 and {highest} ({reason}), got {outside[0].item()}'
+            f'labels must be between 0 and {highest} ({reason}), got {outside[0].item()}'
         )
 
 
 def classification_loss(
     logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Hugging Face's losses: mean squared error, cross entropy, binary cross entropy with logits.
+    """Computes Hugging Face's loss for a problem type.
+
+    The losses are mean squared error (regression), cross entropy (single label) and binary cross
+    entropy with logits (multi-label).
 
     Args:
         logits: ``(N, num_labels)``.
@@ -106,7 +110,7 @@ def classification_loss(
     if label_smoothing:
         raise ValueError(
             f'label_smoothing={label_smoothing} needs {SINGLE_LABEL}, but the problem type is '
-            f'{problem_type}'
+            f'{problem_type}: set label_smoothing=0'
         )
     loss = F.mse_loss if problem_type == REGRESSION else F.binary_cross_entropy_with_logits
     return loss(logits, labels)

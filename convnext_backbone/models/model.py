@@ -1,4 +1,4 @@
-"""The pooled model: one feature vector per image, as image classifiers need it."""
+"""The pooled model: one feature vector per image, for image classifiers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ConvNextModel(ConvNextBase):
         hidden_size: Number of channels of the pooled features, C.
 
     Raises:
-        ValueError: If an argument has a value that is not allowed; the message says what is.
+        ValueError: If an argument has a wrong value; the message says which values are allowed.
         TypeError: If an argument has the wrong type.
     """
 
@@ -64,7 +64,7 @@ class ConvNextModel(ConvNextBase):
         Args:
             pixel_values: Normalised images of shape ``(N, num_channels, H, W)`` with H and W of at
                 least ``stride``.
-            output_hidden_states: Whether to return the hidden states, too. Default: False.
+            output_hidden_states: Whether to also return the hidden states. Default: False.
 
         Raises:
             ValueError, TypeError: As :meth:`ConvNextBase.extract_hidden_states`.

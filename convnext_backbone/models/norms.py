@@ -1,4 +1,4 @@
-"""The normalisations of ConvNeXt: LayerNorm of the channels, and response normalisation in V2."""
+"""The normalisations of ConvNeXt: LayerNorm over the channels, and GRN (only ConvNeXt V2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
         data_format: ``'channels_last'`` for inputs of shape ``(N, ..., C)`` (default) or
             ``'channels_first'`` for ``(N, C, ...)``.
         contiguous: Whether channels-first outputs are always contiguous, whatever the memory
-            format of the input is. Default: False.
+            format of the input. Default: False.
         fused: Whether channels-first inputs may be normalised by the compiled kernels. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED``.
 
@@ -58,7 +58,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
         return normed.contiguous() if self.contiguous else normed
 
     def normalize(self, features: Tensor) -> Tensor:
-        """Normalises the last axis."""
+        """Normalises over the last axis."""
         dtype = _statistics_dtype(features)
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         normalized = F.layer_norm(features.to(dtype), self.normalized_shape, weight, bias, self.eps)
@@ -69,7 +69,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
         return f'{text}, contiguous=True' if self.contiguous else text
 
     def _can_be_fused(self, features: Tensor) -> bool:
-        """Whether the compiled kernels are there and give what :meth:`normalize` gives."""
+        """Whether compiled kernels are available and give the same result as :meth:`normalize`."""
         return (
             features.ndim == 4
             and not is_traced()
@@ -86,8 +86,8 @@ class ConvNextGRN(nn.Module):
     """Global response normalisation (ConvNeXt V2, section 4 and algorithm 1).
 
     Each channel is rescaled by its spatial L2 norm relative to the mean norm of all channels:
-    ``weight * (x * n) + bias + x`` with ``n = ||x||_hw / mean_c(||x||_hw)``. Both parameters start
-    at zero, so a new layer is an identity.
+    ``weight * (x * n) + bias + x`` with ``n = ||x||_hw / (mean_c(||x||_hw) + eps)``. Both
+    parameters start at zero, so a new layer is the identity.
 
     Args:
         dim: Number of channels.
@@ -112,5 +112,5 @@ class ConvNextGRN(nn.Module):
 
 
 def _statistics_dtype(features: Tensor) -> torch.dtype:
-    """Statistics of half-precision tensors are computed in float32, others in their own dtype."""
+    """Returns the dtype of statistics: float32 for half precision, else that of ``features``."""
     return torch.promote_types(features.dtype, torch.float32)

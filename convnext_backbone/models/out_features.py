@@ -1,4 +1,4 @@
-"""Which feature maps a backbone returns: by name, by index, and what is allowed."""
+"""The choice of the feature maps that a backbone returns, by name or by index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def resolve_out_features(
     out_features: Sequence[str] | None,
     out_indices: Sequence[int] | None,
 ) -> tuple[str, ...]:
-    """Turns a choice by name, by index, by both or by neither into stage names.
+    """Resolves a choice by name, by index, by both or by neither to stage names.
 
     Args:
         stage_names: All names in order, ``('stem', 'stage1', ...)``.
@@ -23,7 +23,7 @@ def resolve_out_features(
 
     Raises:
         ValueError: If a choice is unknown, repeated, empty or out of order, or if the two disagree.
-        TypeError: If an argument is not a sequence, or an index is not an integer.
+        TypeError: If an argument is a string or not a sequence, or if an index is not an integer.
     """
     picks = stage_names[-1:]
     if out_features is not None:
@@ -33,7 +33,7 @@ def resolve_out_features(
         if out_features is not None and picks != by_index:
             raise ValueError(
                 f'out_features {picks} and out_indices {tuple(out_indices)} ({by_index}) disagree: '
-                'give one of them, or make them name the same stages'
+                'pass only one of them, or the same stages in both'
             )
         picks = by_index
     return tuple(picks)
@@ -43,7 +43,7 @@ def _as_tuple(argument: str, picks: Sequence) -> tuple:
     if isinstance(picks, str) or not isinstance(picks, Sequence):
         raise TypeError(
             f'{argument} must be a sequence, got {picks!r}: '
-            f'write {argument}=({picks!r},) for a single map'
+            f'write {argument}=({picks!r},) for a single feature map'
         )
     return tuple(picks)
 
@@ -52,11 +52,11 @@ def _names_of(stage_names: Sequence[str], indices: tuple[int, ...]) -> tuple[str
     stages = stage_names[1:]
     for index in indices:
         if not isinstance(index, int) or isinstance(index, bool):
-            raise TypeError(f'out_indices must hold integers, got {index!r} in {indices}')
+            raise TypeError(f'out_indices must contain integers, got {index!r} in {indices}')
         if not -len(stages) <= index < len(stages):
             raise ValueError(
                 f'out_indices {indices} contain {index}; allowed are 0 ({stages[0]}) to '
-                f'{len(stages) - 1} ({stages[-1]}), and -1 to {-len(stages)} from the last stage on'
+                f'{len(stages) - 1} ({stages[-1]}), and -1 to {-len(stages)} from the last stage'
             )
     return _check_order(stage_names, tuple(stages[index] for index in indices), 'out_indices')
 
@@ -64,10 +64,10 @@ def _names_of(stage_names: Sequence[str], indices: tuple[int, ...]) -> tuple[str
 def _check_order(
     stage_names: Sequence[str], names: tuple[str, ...], argument: str
 ) -> tuple[str, ...]:
-    """Accepts names of ``stage_names`` in the same order, each at most once."""
+    """Checks that ``names`` are in ``stage_names``, in the same order and each at most once."""
     if not names or [name for name in stage_names if name in names] != list(names):
         raise ValueError(
-            f'{argument} picked {names}; allowed are one or more of {tuple(stage_names)}, '
+            f'{argument} selects {names}; allowed are one or more of {tuple(stage_names)}, '
             'each at most once and in this order'
         )
     return names

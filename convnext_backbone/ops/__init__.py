@@ -1,8 +1,7 @@
-"""A ConvNeXt block, and the norm of a feature map, as single functions of tensors.
+"""A ConvNeXt block and the norm of a feature map as single functions of tensors.
 
-They take tensors and return tensors, with gradients, and know nothing of modules. They need less
-memory in training and less time than the same operations one by one. Feature maps have the shape
-``(N, H, W, C)`` here and are contiguous.
+They support gradients and do not depend on modules. They need less time than separate operations,
+and less memory in training. Feature maps here have the shape ``(N, H, W, C)`` and are contiguous.
 """
 
 from .block import fused_block

@@ -1,11 +1,13 @@
 """One ConvNeXt block as a single function of its input and its parameters.
 
-A chain of modules keeps the input of each of them for the backward pass: the block's input (C
-channels), the convolution (C), the norm (C), the pre-activation (4C), the hidden activation (4C)
-and the branch (C, for the layer scale). This function keeps the block's input and the
-pre-activation, or only the input, and recomputes the rest. The gradient with respect to the layer
-scale follows from the product that the second weight needs anyway: with ``D = grad.T @ hidden`` it
-is the row sum of ``weight2 * D`` plus ``bias2`` times the sum of ``grad``, divided by the scale.
+A chain of modules keeps the input of every module for the backward pass: the block's input (C
+channels), the outputs of the convolution (C) and the norm (C), the pre-activation (4C), the hidden
+activation (4C) and the branch (C, for the layer scale). This function keeps the block's input and
+the pre-activation, or only the input, and recomputes the rest.
+
+Let ``grad`` be the gradient with respect to the branch before its layer scale. The second weight
+needs ``D = grad.T @ hidden`` anyway. The gradient with respect to the layer scale is
+``((weight2 * D).sum(1) + bias2 * grad.sum(0)) / layer_scale``.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ from .mlp import Mlp
 from .native import pick_kernels
 from .parameters import BlockParameters, BlockSettings, RunningSum, wide
 
-# Replaces a layer scale of zero in the backward pass, which divides by the scale.
+# Replaces values near zero in the layer scale: the backward pass divides by it.
 TINY = 1e-20
 
-# The hidden activations are computed in parts of about this many bytes, which fit a CPU's caches.
+# Hidden activations are computed in parts of about this size, which fit into a CPU's caches.
 PART_BYTES = 2**22
 
 
 def fused_block(
     features: Tensor, keep: Tensor | None, settings: BlockSettings, parameters: BlockParameters
 ) -> Tensor:
-    """Computes a block. If a gradient may be needed, keeps what the backward pass needs.
+    """Computes a block and, if gradients may be needed, keeps tensors for the backward pass.
 
     Args:
         features: Feature maps of shape ``(N, H, W, C)``, contiguous.
@@ -38,7 +40,7 @@ def fused_block(
         parameters: The parameters of the block.
 
     Returns:
-        The output, of the shape of ``features``. It can be differentiated once.
+        The output, with the shape of ``features``. It can be differentiated once.
 
     Raises:
         RuntimeError: In a backward pass with ``create_graph=True``.
@@ -120,7 +122,7 @@ class _Block:
         needs_features: bool,
         needs: set[str],
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Returns the gradients with respect to the feature maps and, by name, to the parameters.
+        """Returns the gradients with respect to the feature maps and, by name, the parameters.
 
         Args:
             grad_output: The gradient with respect to the block's output, ``(N, H, W, C)``.
@@ -136,7 +138,7 @@ class _Block:
         grad_branch, grad_bias2 = kernels.branch_grad(
             grad_output.view_as(self.rows), scale, self.keep, settings.dtype
         )
-        # The loop replaces the convolution's rows by the gradient with respect to them.
+        # The loop replaces the rows of the convolution's output by the gradient with respect to it.
         rows, norm_sums = convolved.view_as(self.rows), RunningSum()
         mlp = Mlp(kernels, settings, p, self.sample_rows)
         for i, part in enumerate(self.parts()):
@@ -163,7 +165,7 @@ class _Block:
         return grad_features, grads
 
     def depthwise_norm(self, keep_convolved: bool) -> tuple[Tensor, Tensor]:
-        """Returns the rows after the norm, and the convolution if it is to be kept."""
+        """Returns the normalised rows and, with ``keep_convolved``, the input of the norm."""
         normed, convolved = self.kernels.depthwise_norm(
             self.features,
             self.p.depthwise_weight,
@@ -189,7 +191,7 @@ class _Block:
 
 
 def _prepare(settings: BlockSettings, parameters: BlockParameters) -> BlockParameters:
-    """Returns the parameters in the dtypes and shapes of the operators."""
+    """Converts the parameters to the dtypes and shapes that the operators need."""
     dtypes = dict.fromkeys(('weight1', 'bias1', 'weight2', 'bias2'), settings.dtype)
     others = wide(settings.dtype)
     p = BlockParameters._make(

@@ -1,6 +1,6 @@
 """Compiles the kernels: run ``python -m convnext_backbone.ops.build`` once after installing.
 
-It needs a C++ compiler, ninja and setuptools, and takes half a minute. Without the kernels
+Compiling needs a C++ compiler, ninja and setuptools, and takes half a minute. Without the kernels,
 everything works, but slower.
 """
 
@@ -16,7 +16,7 @@ from .native import SOURCES, checksum_path, compiler_flags, is_intact, library_p
 
 
 def main() -> None:
-    """Compiles the kernels for this processor, unless they are there and intact.
+    """Compiles the kernels for this processor, unless an intact library exists.
 
     The library and its checksum are written to :func:`native.cache_folder`.
 
@@ -33,7 +33,7 @@ def main() -> None:
             built = _compile(library.stem, Path(folder))
             checksum = checksum_path(built)
             checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
-            # The library last: a library without its checksum would count as damaged.
+            # Move the library last: without its checksum, it would count as damaged.
             checksum.replace(checksum_path(library))
             built.replace(library)
     print(f'The compiled kernels are in {library}')
@@ -43,11 +43,11 @@ def _compile(name: str, folder: Path) -> Path:
     """Compiles the sources into a library ``name`` in a folder."""
     from torch.utils.cpp_extension import load
 
-    # ninja is in the folder of python, also in an environment that is not activated.
+    # Find ninja next to python, even if the environment is not activated.
     path = os.environ.get('PATH', os.defpath)
     os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{path}'
     # OpenMP is not linked: its functions come from the library that torch has loaded. A second
-    # library would start threads of its own.
+    # library would start its own threads.
     load(
         name,
         [str(source) for source in sorted(SOURCES.glob('*.cpp'))],

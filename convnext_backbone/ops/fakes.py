@@ -1,4 +1,4 @@
-"""The outputs of the compiled operators without their values: shapes, dtypes and devices.
+"""Fake versions of the compiled operators: only shapes, dtypes and devices of the outputs.
 
 torch calls these under ``FakeTensorMode``, in ``torch.compile`` and ``torch.export``, and for
 tensors on the meta device.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def register() -> None:
-    """Registers a fake of every operator. The library must be loaded, and this called once."""
+    """Registers a fake of every operator. Call it once, after loading the library."""
     for fake in FAKES:
         torch.library.register_fake(f'convnext_backbone::{fake.__name__}', fake)
 

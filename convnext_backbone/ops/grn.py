@@ -1,8 +1,8 @@
 """Global response normalisation (ConvNeXt V2, section 4) between the two linear layers.
 
-It turns the hidden activation ``h`` into ``h * scale + bias``. The scale, one for each sample and
-channel, is ``1 + weight * n / (mean(n) + eps)``, where ``n`` is the L2 norm of a sample's channel
-over its pixels.
+It turns the hidden activation ``h`` into ``h * scale + bias``. Each sample and channel has one
+scale, ``1 + weight * n / (mean(n) + eps)``, where ``n`` is the L2 norm of the channel over the
+sample's pixels.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Response:
         """Computes gradients from the gradient with respect to the rescaled rows.
 
         Returns:
-            The gradients with respect to GRN's weight and bias, and a ``shift`` ``(S, 4C)``: the
-            gradient with respect to the hidden rows is ``grad * scale + hidden * shift``, where the
+            The gradients with respect to GRN's weight and bias, and a ``shift`` ``(S, 4C)``. The
+            gradient with respect to the hidden rows is ``grad * scale + hidden * shift``; the
             second term comes from the norms.
         """
         products = self.kernels.column_products(grad, self.hidden, len(self.scale))

@@ -30,7 +30,7 @@ def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
         grad: The gradient with respect to the output, ``(rows, out)``.
         rows: The input, ``(rows, in)``.
     """
-    # In float32 oneDNN transposes its left factor first, so the left factor is the narrower one.
+    # In float32, oneDNN first transposes the left matrix. So the narrower matrix is on the left.
     if grad.dtype != torch.float32 or not _onednn_takes(rows):
         return grad.t() @ rows
     if grad.shape[1] > rows.shape[1]:
@@ -41,8 +41,8 @@ def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
 def _onednn_takes(rows: Tensor) -> bool:
     """Whether oneDNN computes the product.
 
-    It fuses the GELU, and on processors that are not Intel's, its float32 products are up to twice
-    as fast as MKL's, which torch uses by default.
+    It fuses the GELU. On processors that are not from Intel, its float32 products are up to twice
+    as fast as those of MKL, torch's default.
     """
     if rows.device.type != 'cpu' or not torch.backends.mkldnn.enabled:
         return False

@@ -1,4 +1,4 @@
-"""The inverted bottleneck of a fused block: linear, GELU, in ConvNeXt V2 GRN, linear."""
+"""The inverted bottleneck of a fused block: linear, GELU, GRN (only ConvNeXt V2), linear."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Mlp:
         sample_rows: Number of rows (pixels) of a sample. With GRN, a part has whole samples.
 
     Attributes:
-        sums: The gradients with respect to the parameters, summed over the parts, by name; without
-            ``bias2``.
+        sums: The gradients with respect to the parameters except ``bias2``, by name, each as a
+            running sum over the parts.
     """
 
     def __init__(

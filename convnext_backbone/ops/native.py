@@ -17,7 +17,7 @@ from . import fakes, portable
 
 SOURCES = Path(__file__).parent / 'csrc'
 
-# Compiler flags by torch's name of the best instruction set that the processor has.
+# Compiler flags, by torch's name of the processor's best instruction set.
 INSTRUCTION_SETS = {
     'AVX512': ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mfma'],
     'AVX2': ['-mavx2', '-mfma'],
@@ -34,10 +34,10 @@ def compiler_flags() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of compiled kernels, next to those of other extensions of torch.
+    """Returns the folder of compiled kernels, next to those of other torch extensions.
 
-    It is in the user's cache, so a read-only installation of the package does not matter, and
-    ``TORCH_EXTENSIONS_DIR`` moves it, as it does for torch's own builder.
+    It is in the user's cache, so the package itself may be read-only. The environment variable
+    ``TORCH_EXTENSIONS_DIR`` sets another folder, as for torch's own builder.
     """
     cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     extensions = os.environ.get('TORCH_EXTENSIONS_DIR') or f'{cache}/torch_extensions'
@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 
 def library_path() -> Path:
-    """Returns the file of the kernels for these sources and flags, this torch and processor."""
+    """Returns the library file for the current sources, flags, torch version and processor."""
     setting = f'{torch.__version__} {platform.machine()} {compiler_flags()}'
     key = hashlib.sha256(setting.encode())
     for source in sorted([*SOURCES.glob('*.h'), *SOURCES.glob('*.cpp')]):
@@ -59,9 +59,9 @@ def checksum_path(library: Path) -> Path:
 
 
 def is_intact(library: Path) -> bool:
-    """Whether a library is there, complete and unchanged since it was built.
+    """Whether a library exists and is unchanged since it was built.
 
-    Loading a truncated library would end the process without an error.
+    Loading a truncated library would end the process without an error message.
     """
     checksum = checksum_path(library)
     if not library.is_file() or not checksum.is_file():
@@ -81,29 +81,33 @@ def load_kernels() -> bool:
         return False
     if not is_intact(path):
         print_log(
-            f'{path} is damaged, so blocks run without it: python -m convnext_backbone.ops.build '
-            'builds it again',
+            f'{path} is damaged, so blocks run without it: '
+            'run python -m convnext_backbone.ops.build to build it again',
             logger='current',
         )
         return False
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        print_log(f'{path} cannot be loaded, so blocks run without it: {error}', logger='current')
+        print_log(
+            f'{path} cannot be loaded, so blocks run without it ({error}): '
+            'delete it and run python -m convnext_backbone.ops.build',
+            logger='current',
+        )
         return False
     fakes.register()
     return True
 
 
 def have_kernels_for(features: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels, once built, can take ``features`` and ``dtype``."""
+    """Whether the kernels, once built, support ``features`` and ``dtype``."""
     on_cpu = features.device.type == 'cpu'
     dtypes = (features.dtype, dtype)
     return on_cpu and all(d in COMPILED_DTYPES for d in dtypes) and features.shape[-1] % 8 == 0
 
 
 def have_compiled_kernels(features: Tensor, dtype: torch.dtype) -> bool:
-    """Whether compiled kernels take ``features`` and ``dtype``.
+    """Whether compiled kernels are available that support ``features`` and ``dtype``.
 
     Args:
         features: Feature maps of shape ``(N, H, W, C)``.
@@ -113,19 +117,18 @@ def have_compiled_kernels(features: Tensor, dtype: torch.dtype) -> bool:
 
 
 def pick_kernels(features: Tensor, dtype: torch.dtype) -> ModuleType:
-    """Returns the compiled kernels where they take ``features`` and ``dtype``, else
-    :mod:`portable`."""
+    """Returns the compiled kernels if they support the arguments, else :mod:`portable`."""
     compiled = have_compiled_kernels(features, dtype)
     return torch.ops.convnext_backbone if compiled else portable
 
 
 def kernels_title(features: Tensor, dtype: torch.dtype) -> str:
-    """Says for the log which kernels a block uses, and how to get better ones."""
+    """Describes for the log which kernels a block uses, and how to get faster ones."""
     if have_compiled_kernels(features, dtype):
         return 'with compiled kernels'
     if have_kernels_for(features, dtype):
         return (
-            'but without compiled kernels: small images take longer than module by module. '
-            'python -m convnext_backbone.ops.build compiles the kernels'
+            'but without compiled kernels, which is slower than module by module for small images: '
+            'run python -m convnext_backbone.ops.build to compile the kernels'
         )
     return f'in torch operators ({features.shape[-1]} channels in {dtype})'

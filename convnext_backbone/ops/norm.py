@@ -1,4 +1,4 @@
-"""The norm of a feature map's channels as one function, computed by the compiled kernels."""
+"""The norm over the channels of a feature map as one function, computed by compiled kernels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 def fused_norm(
     features: Tensor, weight: Tensor, bias: Tensor, eps: float, channels_first: bool
 ) -> Tensor:
-    """Normalises the channels of feature maps and, on request, makes the channels the first axis.
+    """Normalises feature maps over their channels; the output can be channels-first.
 
     Args:
-        features: Feature maps ``(N, H, W, C)`` for which there are compiled kernels.
+        features: Feature maps ``(N, H, W, C)`` that the compiled kernels support.
         weight: ``(C,)``.
         bias: ``(C,)``.
         eps: Added to the variance.
@@ -36,7 +36,7 @@ class _FusedNorm(torch.autograd.Function):
         features, weight, bias = ctx.saved_tensors
         if ctx.channels_first:
             grad_output = grad_output.permute(0, 2, 3, 1)
-        if torch.is_grad_enabled():  # torch computes gradients of gradients
+        if torch.is_grad_enabled():  # create_graph=True: use operators with second gradients
             output = F.layer_norm(features.float(), weight.shape, weight, bias, ctx.eps)
             output = output.to(features.dtype)
             inputs = (features, weight, bias)

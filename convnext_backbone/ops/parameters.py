@@ -1,4 +1,4 @@
-"""The parameters and settings of a fused block, and the sums that its gradients consist of."""
+"""The parameters and settings of a fused block, and running sums for its gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BlockParameters(NamedTuple):
         bias2: ``(C,)``.
         layer_scale: ``(C,)``, or None for a block without layer scale.
         grn_weight: ``(1, 1, 1, 4C)``, or None for a block without GRN.
-        grn_bias: The same.
+        grn_bias: As ``grn_weight``.
     """
 
     depthwise_weight: Tensor
@@ -38,7 +38,7 @@ class BlockParameters(NamedTuple):
     grn_bias: Tensor | None
 
     def misfit(self, dim: int) -> str | None:
-        """Says which parameter does not fit feature maps of ``dim`` channels, or returns None."""
+        """Describes the first parameter that does not fit ``dim`` channels, or returns None."""
         vector, hidden = (dim,), (1, 1, 1, 4 * dim)
         shapes = dict(
             depthwise_weight=(dim, 1, 7, 7),
@@ -54,7 +54,7 @@ class BlockParameters(NamedTuple):
                 continue
             if tensor is None or tensor.shape != shape:
                 found = 'missing' if tensor is None else f'of shape {tuple(tensor.shape)}'
-                return f'with {dim} channels their {name} must be of shape {shape} and is {found}'
+                return f'for {dim} channels, their {name} must be of shape {shape} and is {found}'
         return None
 
 
@@ -105,5 +105,5 @@ class RunningSum:
             ValueError: If no tensor was added.
         """
         if self.value is None:
-            raise ValueError('the sum of no tensors has no shape')
+            raise ValueError('the sum has no tensors: call add() before total()')
         return self.value

@@ -1,9 +1,9 @@
-"""All operations of a fused block but its matrix products, in torch operators.
+"""All operations of a fused block except its matrix products, in torch operators.
 
-The compiled kernels of ``csrc`` have the same operators under the same names; this is their
-reference. Feature maps have the shape ``(N, H, W, C)``, rows the shape ``(rows, C)``. Parameters
-and sums are in the wide dtype: float32, or float64 for feature maps in float64. ``dtype`` is the
-dtype of the matrix products.
+The compiled kernels in ``csrc`` implement the same operators with the same names; this module is
+their reference. Feature maps have the shape ``(N, H, W, C)``, rows have the shape ``(rows, C)``.
+Parameters and sums are in the wide dtype: float32, or float64 for feature maps in float64.
+``dtype`` is the dtype of the matrix products.
 """
 
 from __future__ import annotations
@@ -81,12 +81,11 @@ def depthwise_weight_grad(features: Tensor, grad: Tensor) -> Tensor:
 def gelu_backward_(
     grad: Tensor, inner: Tensor, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Replaces ``grad``, with respect to the output of GELU or GRN, by that to ``inner``.
+    """Replaces ``grad`` by the gradient with respect to ``inner``, the input of the GELU.
 
-    ``inner`` is the input of the GELU. With ``scale`` and ``shift``, ``(S, C)`` for S samples of
-    consecutive rows, GRN follows, and the gradient with respect to ``gelu(inner)`` is
-    ``grad * scale + gelu(inner) * shift``; else it is ``grad``. Returns ``gelu(inner)``, and the
-    sum of the new ``grad`` over the rows.
+    The gradient with respect to ``gelu(inner)`` is ``grad``, or with GRN
+    ``grad * scale + gelu(inner) * shift``. ``scale`` and ``shift`` are ``(S, C)`` for S samples of
+    consecutive rows. Returns ``gelu(inner)`` and the sum of the new ``grad`` over the rows.
     """
     hidden = F.gelu(inner)
     outer = grad
@@ -100,14 +99,14 @@ def gelu_backward_(
 def add_branch_(
     output: Tensor, features: Tensor, branch: Tensor, scale: Tensor | None, keep: Tensor | None
 ) -> None:
-    """Sets ``output = features + branch * scale * keep``: a scale per channel, a keep per row."""
+    """Sets ``output = features + branch * scale * keep``; scale per channel, keep per row."""
     output.copy_(features + _scaled(branch, scale, keep))
 
 
 def branch_grad(
     grad: Tensor, scale: Tensor | None, keep: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Returns the gradient with respect to the branch in :func:`add_branch_`, and its row sum."""
+    """Returns the gradient with respect to ``branch`` in add_branch_, and its sum over the rows."""
     scaled = _scaled(grad, scale, keep)
     return scaled.to(dtype), scaled.sum(0, dtype=wide(dtype))
 
@@ -118,7 +117,7 @@ def row_products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def column_products(first: Tensor, second: Tensor, num_samples: int) -> Tensor:
-    """Returns the dot products of each sample's columns with the other's columns, ``(S, C)``."""
+    """Returns for each sample the dot products of the columns of both matrices, ``(S, C)``."""
     products = first * second.to(wide(second.dtype))
     return _samples(products, num_samples).sum(1)
 

@@ -22,12 +22,20 @@ from torch import Tensor
 from convnext_backbone.checkpoint import (
     Translation,
     export,
-    read_architecture,
+    read_arch,
     read_checkpoint,
     translate,
 )
-from convnext_backbone.checkpoint.formats import FORMATS, WRITABLE
-from convnext_backbone.checkpoint.names import listed
+from convnext_backbone.checkpoint.formats import FORMATS, MAP_NORMS, WRITABLE
+from convnext_backbone.checkpoint.names import Name, listed, parse_native
+
+KINDS = (
+    'tensors of the stages',
+    'tensors of the stem',
+    'norms of feature maps',
+    'final norm',
+    'head',
+)
 
 # Brackets in paths and values are not markup.
 console = Console(markup=False, soft_wrap=True)
@@ -38,13 +46,13 @@ def inspect(file: str) -> None:
     with console.status(f'reading {file}'):
         checkpoint = read_checkpoint(file)
     found = translate(checkpoint)
-    architecture = read_architecture(found.tensors)
+    arch = read_arch(found.tensors)
     table = Table(show_header=False, title=str(file))
     table.add_row('format', f'{found.format}: {FORMATS[found.format].title}')
     table.add_row('container', checkpoint.container)
     table.add_row('prefix', repr(found.prefix))
-    table.add_row('architecture', str(architecture))
-    table.add_row('arguments', ', '.join(f'{k}={v!r}' for k, v in architecture.arguments.items()))
+    table.add_row('architecture', str(arch))
+    table.add_row('arguments', ', '.join(f'{k}={v!r}' for k, v in arch.arguments.items()))
     table.add_section()
     for row in count_tensors(found).items():
         table.add_row(*row)
@@ -59,21 +67,21 @@ def inspect(file: str) -> None:
 
 def count_tensors(found: Translation) -> dict[str, str]:
     """Counts the tensors of each kind and names the unexpected ones."""
-    starts = {
-        'encoder.': 'tensors of the stages',
-        'embeddings.': 'tensors of the stem',
-        'hidden_states_norms.': 'norms of feature maps',
-        'layernorm.': 'final norm',
-        'classifier.': 'head',
-    }
-    rows = {
-        kind: str(sum(name.startswith(start) for name in found.tensors))
-        for start, kind in starts.items()
-    }
+    kinds = Counter(kind_of(parse_native(name)) for name in found.tensors)
+    rows = {kind: str(kinds[kind]) for kind in KINDS}
     reasons = Counter(found.ignored.values())
     rows['ignored'] = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
     rows['unexpected'] = ', '.join(found.unexpected)
     return {kind: row or '0' for kind, row in rows.items()}
+
+
+def kind_of(name: Name) -> str:
+    """Returns which of ``KINDS`` a tensor belongs to."""
+    stages, stem, map_norms, final_norm, head = KINDS
+    if name.part in MAP_NORMS:
+        return map_norms
+    others = {'final_norm': final_norm, 'head': head}
+    return others.get(name.part, stem if name.stage is None else stages)
 
 
 def convert(file: str, out: Path, to: str) -> None:
@@ -98,7 +106,7 @@ def convert(file: str, out: Path, to: str) -> None:
     console.print(f'{len(tensors)} tensors of {file} ({found.format}) written to {out} ({to})')
     left += [*found.ignored, *found.unexpected]
     if left:
-        console.print(f'{len(left)} not written, {to} does not have keys for:  {listed(left)}')
+        console.print(f'{len(left)} not written, {to} does not have keys for: {listed(left)}')
 
 
 def save(tensors: dict[str, Tensor], out: Path) -> None:

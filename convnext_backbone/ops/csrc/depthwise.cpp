@@ -6,9 +6,10 @@ namespace convnext {
 namespace {
 
 constexpr int64_t KERNEL = 7, RADIUS = 3, TAPS = KERNEL * KERNEL;
-constexpr int64_t TILE = 8;  // pixels of a row that share registers
+constexpr int64_t TILE = 8;  // pixels of a row that are computed together in registers
 
-// A map of shape (N, H, W, C), and the part of the kernel that meets it around one of its rows.
+// The sizes of feature maps (N, H, W, C). Around a row, the kernel rows from first_tap to
+// last_tap - 1 are inside the feature map.
 struct Geometry {
   explicit Geometry(const Tensor& map)
       : rows(map.size(0) * map.size(1)),
@@ -22,7 +23,7 @@ struct Geometry {
   int64_t rows, height, width, channels;
 };
 
-// Convolves neighbouring pixels of a row from x on, whose sums stay in registers.
+// Convolves PIXELS neighbouring pixels of a row, from x on. Their sums stay in registers.
 template <typename L, int64_t PIXELS, typename In, typename Begin, typename End>
 inline void convolve_tile(const In* map, const float* taps, const Geometry& size, int64_t row,
                           int64_t x, Begin begin, End end) {
@@ -50,7 +51,7 @@ inline void convolve_tile(const In* map, const float* taps, const Geometry& size
     if (x + i < width) end(x + i, sums[i]);
 }
 
-// Convolves one row. Sums start from begin(x) and go to end(x, sum).
+// Convolves one row. The sum for pixel x starts at begin(x); end(x, sum) stores it.
 template <typename L, typename In, typename Begin, typename End>
 inline void convolve_row(const In* map, const float* taps, const Geometry& size, int64_t row,
                          Begin begin, End end) {
@@ -62,7 +63,8 @@ inline void convolve_row(const In* map, const float* taps, const Geometry& size,
   for (; x < size.width; x += TILE) convolve_tile<L, TILE>(map, taps, size, row, x, begin, end);
 }
 
-// Adds the products of a row of gradients with a row of the map shifted by -3 to 3 pixels to sums.
+// Adds to sums the products of a row of gradients and a row of the feature map, which is shifted by
+// -3 to 3 pixels.
 template <typename L, typename In>
 inline void correlate_row(const In* map, const float* grad, float* sums, int64_t width,
                           int64_t channels) {

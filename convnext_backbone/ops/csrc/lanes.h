@@ -1,6 +1,6 @@
-// Vectors of neighbouring channels, and loops over channels and rows. Maps lie in memory as rows of
-// channels, which come in multiples of eight; all arithmetic is in float32, whatever maps are
-// stored in.
+// Vectors of neighbouring channels, and loops over channels and rows. Feature maps are stored as
+// rows of channels. The number of channels is a multiple of eight. All arithmetic is in float32,
+// for every dtype of the feature maps.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -57,7 +57,7 @@ inline void store(float* to, typename L::Floats values) {
 template <typename L>
 inline void store(BFloat16* to, typename L::Floats values) {
   typename L::Words bits = (typename L::Words)values;
-  bits += 0x7fff + ((bits >> 16) & 1);  // to nearest, ties to even
+  bits += 0x7fff + ((bits >> 16) & 1);  // round to nearest, ties to even
   bits = values == values ? bits : 0x7fc00000 + typename L::Words{};
   const auto halves = __builtin_convertvector(bits >> 16, typename L::Halves);
   std::memcpy(to, &halves, sizeof halves);
@@ -96,7 +96,7 @@ struct Total {
 template <typename Body>
 inline void for_channels(int64_t channels, Body body) {
   int64_t c = 0;
-#ifdef __AVX512F__  // with smaller registers, sixteen channels at a time would not leave enough of them
+#ifdef __AVX512F__  // with smaller registers, sixteen channels at a time need too many of them
   for (; c + 16 <= channels; c += 16) body(c, Sixteen());
 #endif
   for (; c < channels; c += 8) body(c, Eight());
@@ -108,8 +108,8 @@ void for_rows(int64_t rows, int64_t row_size, Body body) {
   at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / row_size), body);
 }
 
-// Runs body(begin, end, sums), which adds to `count` sums, in the same way; returns the totals. Sums
-// of short blocks are added up: in one running sum over a large map, float32 would lose digits.
+// Like for_rows, but body(begin, end, sums) adds to `count` sums. Returns the totals. Short blocks
+// of rows have separate sums: one sum over a large feature map would lose digits in float32.
 template <typename Body>
 Tensor sum_rows(int64_t rows, int64_t pixels, int64_t channels, int64_t count, Body body) {
   const int64_t block = std::max<int64_t>(1, 256 / pixels);
@@ -133,19 +133,20 @@ void with_type(at::ScalarType dtype, Body body) {
   if (dtype == at::kBFloat16) {
     body(BFloat16());
   } else {
-    TORCH_CHECK(dtype == at::kFloat, "maps must be float32 or bfloat16, got ", dtype);
+    TORCH_CHECK(dtype == at::kFloat, "tensors must be float32 or bfloat16, got ", dtype);
     body(float());
   }
 }
 
-// Memory of a tensor that must lie there row by row.
+// Returns the memory of a tensor, which must be contiguous.
 template <typename T>
 T* data(const Tensor& tensor) {
-  TORCH_CHECK(tensor.is_contiguous(), "tensors must be contiguous");
+  TORCH_CHECK(tensor.is_contiguous(), "tensors must be contiguous, got shape ", tensor.sizes(),
+              " with strides ", tensor.strides(), ": call contiguous()");
   return tensor.data_ptr<T>();
 }
 
-// Parameters and factors, of which there must be `count`.
+// Returns the memory of parameters or factors. There must be `count` of them.
 inline const float* floats(const Tensor& tensor, int64_t count) {
   TORCH_CHECK(tensor.numel() == count, "expected ", count, " numbers, got ", tensor.numel());
   return data<float>(tensor);
@@ -156,7 +157,8 @@ inline const float* floats(const optional<Tensor>& tensor, int64_t count) {
 }
 
 inline int64_t channels_of(const Tensor& map) {
-  TORCH_CHECK(map.size(-1) % 8 == 0, "channels must be a multiple of 8, got ", map.size(-1));
+  TORCH_CHECK(map.size(-1) % 8 == 0, "the number of channels must be a multiple of 8, got ",
+              map.size(-1));
   return map.size(-1);
 }
 

@@ -1,4 +1,4 @@
-// What the inverted bottleneck does between its matrix products, and the end of a block.
+// The operations between the matrix products of the inverted bottleneck, and the end of a block.
 
 #include "lanes.h"
 
@@ -28,9 +28,9 @@ struct Normal {
   typename L::Floats cumulative, slope;
 };
 
-// The normal distribution's cumulative function and x times its density: gelu(x) is x times the
-// first, its derivative the sum of both. The error function is Abramowitz and Stegun's 7.1.26, right
-// to 1.5e-7.
+// The cumulative distribution function of the normal distribution, and x times its density (slope).
+// gelu(x) is x * cumulative, its derivative is cumulative + slope. The error function is formula
+// 7.1.26 of Abramowitz and Stegun, with an error below 1.5e-7.
 template <typename L>
 inline Normal<L> normal(typename L::Floats x) {
   const auto z = x < 0.f ? -x : x;
@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor> gelu_backward_(Tensor& grad, const Tensor& inner,
   return {output, sums};
 }
 
-// A factor for each channel, or one where there is none.
+// Returns the factors of the channels from c on, or ones if there are no factors.
 template <typename L>
 inline typename L::Floats factor(const float* factors, int64_t c) {
   return factors ? load<L>(factors + c) : 1.f + typename L::Floats{};

@@ -1,4 +1,4 @@
-// Layer normalisation of a map's channels, and its gradient.
+// Layer normalisation over the channels of feature maps, and its gradient.
 
 #include "norm.h"
 

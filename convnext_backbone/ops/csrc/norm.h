@@ -6,7 +6,7 @@
 namespace convnext {
 
 struct Statistics {
-  float mean, scale;  // scale is the inverse of the deviation
+  float mean, scale;  // scale is the inverse of the standard deviation
 };
 
 template <typename T>
@@ -23,7 +23,7 @@ inline Statistics statistics(const T* pixel, int64_t channels, double eps) {
   return {mean, 1 / std::sqrt(float(squares.value() / channels + eps))};
 }
 
-// Normalises a pixel of which the statistics are known.
+// Normalises a pixel, given its statistics.
 template <typename In, typename Out>
 inline void normalize(const In* pixel, Statistics s, const float* weight, const float* bias,
                       int64_t channels, Out* out) {
