@@ -312,3 +312,10 @@ def test_no_architecture_is_inferred_where_a_stage_is_missing():
     holed = {k: v for k, v in state_dict.items() if not k.startswith('stages.1.')}
     with pytest.raises(ValueError, match=r'damaged.*\(2, 0, 3, 1\)'):
         infer_arch(holed)
+
+
+def test_no_architecture_is_inferred_where_a_block_is_missing():
+    state_dict = meta(make_reference().state_dict())
+    holed = {k: v for k, v in state_dict.items() if not k.startswith('stages.2.1.')}
+    with pytest.raises(ValueError, match=r'damaged: it has no blocks stages\.2\.layers\.1$'):
+        infer_arch(holed)

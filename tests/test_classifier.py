@@ -211,6 +211,7 @@ def test_no_labels_give_features():
         (None, samples([torch.tensor(1), torch.tensor([1]), 0]), ValueError, 'one shape'),
         (None, samples(torch.full((3, 5), 1.5), 'gt_score'), ValueError, 'between 0 and 1'),
         (None, None, ValueError, 'needs data_samples'),
+        (None, [], ValueError, 'gt_label'),
     ],
 )
 def test_bad_labels_are_refused(problem_type, labels, error, message):
@@ -228,6 +229,7 @@ def test_bad_labels_are_refused(problem_type, labels, error, message):
         (dict(label_smoothing=1.5), ValueError, r'label_smoothing must be in \[0, 1\]'),
         (dict(hidden_act='tanh'), ValueError, 'hidden_act must be one of'),
         (dict(out_indices=(3,)), TypeError, 'out_indices'),
+        (dict(num_stages=2), TypeError, 'num_stages'),
     ],
 )
 def test_bad_arguments_are_refused(args, error, message):

@@ -261,6 +261,11 @@ def test_log_has_one_line_per_group_that_counts_everything(caplog):
             'at most 9 blocks in the third',
         ),
         (
+            lambda: Detector(arch=dict(depths=[1] * 7, hidden_sizes=[4] * 7)),
+            dict(decay_type='stage_wise'),
+            'stage_wise decay with num_layers=6 is defined for at most 6 stages, got 7',
+        ),
+        (
             lambda: Detector(arch=dict(depths=[1, 1, 28, 1], hidden_sizes=[4, 4, 4, 4])),
             {},
             'at most 27 blocks in the third',

@@ -198,6 +198,23 @@ def test_double_backward_of_a_norm(kernels):
         assert relative(value, truth) < 1e-5
 
 
+@pytest.mark.parametrize('frozen', [('features',), ('weight',), ('weight', 'bias')], ids=str)
+def test_double_backward_of_a_partly_frozen_norm(kernels, frozen):
+    norm = randomize(ConvNextLayerNorm(8, data_format='channels_first'))
+    inputs = dict(features=torch.randn(2, 8, 4, 4), weight=norm.weight, bias=norm.bias)
+    for name, tensor in inputs.items():
+        tensor.requires_grad_(name not in frozen)
+    wanted = [tensor for name, tensor in inputs.items() if name not in frozen]
+    results = []
+    for fused in (True, False):
+        norm.fused = fused
+        loss = norm(inputs['features']).pow(3).sum()
+        grads = torch.autograd.grad(loss, wanted, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in grads), wanted))
+    for value, truth in zip(*results, strict=True):
+        assert relative(value, truth) < 1e-5
+
+
 def as_channels_last(x):
     return x.contiguous(memory_format=torch.channels_last)
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..arch import Arch
 from .containers import Checkpoint, CheckpointError
-from .formats import MAP_NORMS
+from .formats import MAP_NORMS, NATIVE
 from .infer import read_arch
-from .names import Name, listed, parse_native
+from .names import Name, listed, parse_name, parse_native
 from .report import LoadReport
 from .translate import Translation, translate
 
@@ -43,7 +43,8 @@ class Target:
 
     def own_name(self, native: str) -> str:
         """Returns the model's own name of a tensor."""
-        is_head = parse_native(native).part == 'head'
+        name = parse_name(native, NATIVE)
+        is_head = name is not None and name.part == 'head'
         return native if is_head else self.key_prefix + native
 
 

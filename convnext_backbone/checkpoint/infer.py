@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..arch import Arch
-from .names import parse_native
+from .names import listed, parse_native
 from .sources import Source, read_checkpoint
 from .translate import translate
 
@@ -29,18 +29,24 @@ def infer_arch(source: Source) -> dict:
         the blocks have no layer scale.
 
     Raises:
-        ValueError: As :func:`convnext_backbone.load_checkpoint`, or if a stage has no blocks, or no
-            norms and biases.
+        ValueError: As :func:`convnext_backbone.load_checkpoint`, or if stages or blocks are missing
+            in between.
         FileNotFoundError, TypeError, ImportError, OSError: As
             :func:`convnext_backbone.load_checkpoint`.
     """
     checkpoint = read_checkpoint(source)
-    arch = read_arch(translate(checkpoint).tensors)
+    tensors = translate(checkpoint).tensors
+    arch = read_arch(tensors)
     if not all(arch.depths + arch.hidden_sizes):
         raise ValueError(
             f'{checkpoint.source} is damaged: the depths of its stages are {arch.depths} and the '
             f'widths {arch.hidden_sizes}, but all must be positive'
         )
+    places = {(name.stage, name.block) for name in map(parse_native, tensors)}
+    blocks = [(i, j) for i, depth in enumerate(arch.depths) for j in range(depth)]
+    gaps = [f'stages.{i}.layers.{j}' for i, j in blocks if (i, j) not in places]
+    if gaps:
+        raise ValueError(f'{checkpoint.source} is damaged: it has no blocks {listed(gaps)}')
     return arch.arguments
 
 

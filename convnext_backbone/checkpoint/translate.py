@@ -81,7 +81,7 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
     outer = inner.removesuffix('.').rpartition('.')[0]
     outer = f'{outer}.' if outer else ''
     names: dict[str, Name] = {}
-    is_dense = False
+    has_dense_head = False
     for source_name in tensors:
         inside = source_name.startswith(inner)
         rest = source_name.removeprefix(inner if inside else outer)
@@ -94,9 +94,9 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
             result.unexpected.append(given + source_name)
         else:
             result.ignored[given + source_name] = f'outside of {result.prefix!r}'
-            is_dense = True
-    is_dense &= all(name.part != 'head' for name in names.values())
-    if FORMATS[format_key].lone_norm_is_final and not is_dense:
+            has_dense_head = True
+    has_dense_head &= all(name.part != 'head' for name in names.values())
+    if FORMATS[format_key].lone_norm_is_final and not has_dense_head:
         names = _reclaim_final_norm(names)
     for source_name, name in names.items():
         result.add(given + source_name, name, tensors[source_name])

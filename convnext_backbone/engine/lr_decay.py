@@ -61,19 +61,24 @@ def resolve_num_layers(model: ConvNextBase, decay_type: str, num_layers: int | N
         num_layers: 6, 12, or None to follow the depth of the third stage.
 
     Raises:
-        ValueError: If the official rule does not cover the architecture, or if the third stage is
-            too deep for ``num_layers``.
+        ValueError: If the official rule does not cover the architecture, if it has more stages than
+            ``num_layers``, or if the third stage is too deep for ``num_layers``.
     """
     depths = model.arch.depths
     third = depths[2] if len(depths) > 2 else 0
     if num_layers is None:
         num_layers = 6 if third <= 9 else 12
-    if decay_type == 'stage_wise' and len(depths) <= num_layers:
+    if decay_type == 'stage_wise':
+        if len(depths) > num_layers:
+            raise ValueError(
+                f'stage_wise decay with num_layers={num_layers} is defined for at most '
+                f'{num_layers} stages, got {len(depths)} stages with the depths {depths}'
+            )
         return num_layers
     deepest = 3 * (num_layers - 3)
     if len(depths) > 4 or third > deepest:
         raise ValueError(
-            f'{decay_type} decay with num_layers={num_layers} is defined for at most four stages '
+            f'layer_wise decay with num_layers={num_layers} is defined for at most four stages '
             f'with at most {deepest} blocks in the third, got depths {depths}: '
             "leave num_layers out, or set decay_type='stage_wise'"
         )

@@ -175,10 +175,10 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
 
 
 def _stack(data_samples: Sequence[BaseDataElement] | Tensor, name: str) -> Tensor | None:
-    """Returns one field of all samples as a tensor; None if any sample does not have it."""
+    """Returns one field of all samples as a tensor; None if it is not in all of them."""
     if isinstance(data_samples, Tensor):
         return data_samples if name == 'gt_label' else None
-    if not all(name in sample for sample in data_samples):
+    if not data_samples or not all(name in sample for sample in data_samples):
         return None
     values = [torch.as_tensor(sample.get(name)) for sample in data_samples]
     shapes = {tuple(value.shape) for value in values}

@@ -52,7 +52,7 @@ class ConvNextModel(ConvNextBase):
     def __init__(
         self, arch: str | Mapping = 'tiny', *, layer_norm_eps: float = 1e-12, **base_args
     ) -> None:
-        super().__init__(arch, **base_args)
+        super().__init__(arch, num_stages=None, **base_args)
         self.hidden_size = self.arch.hidden_sizes[-1]
         self.layernorm = ConvNextLayerNorm(self.hidden_size, eps=layer_norm_eps)
 

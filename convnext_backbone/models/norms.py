@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import fused_norm, have_compiled_kernels
+from ..ops import fused_norm, have_compiled_kernels, wide
 from .fusion import is_traced, obstacle_in_switch, obstacle_in_tensors
 
 DATA_FORMATS = ('channels_last', 'channels_first')
@@ -59,7 +59,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
 
     def normalize(self, features: Tensor) -> Tensor:
         """Normalises over the last axis."""
-        dtype = _statistics_dtype(features)
+        dtype = wide(features.dtype)
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         normalized = F.layer_norm(features.to(dtype), self.normalized_shape, weight, bias, self.eps)
         return normalized.to(features.dtype)
@@ -105,12 +105,7 @@ class ConvNextGRN(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         # A sum of squares over a whole feature map overflows half precision.
-        dtype = _statistics_dtype(hidden_states)
+        dtype = wide(hidden_states.dtype)
         norm = torch.linalg.vector_norm(hidden_states, dim=(1, 2), keepdim=True, dtype=dtype)
         response = (norm / (norm.mean(dim=-1, keepdim=True) + self.eps)).to(hidden_states.dtype)
         return self.weight * (hidden_states * response) + self.bias + hidden_states
-
-
-def _statistics_dtype(features: Tensor) -> torch.dtype:
-    """Returns the dtype of statistics: float32 for half precision, else that of ``features``."""
-    return torch.promote_types(features.dtype, torch.float32)

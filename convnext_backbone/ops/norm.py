@@ -39,8 +39,10 @@ class _FusedNorm(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: use operators with second gradients
             output = F.layer_norm(features.float(), weight.shape, weight, bias, ctx.eps)
             output = output.to(features.dtype)
-            inputs = (features, weight, bias)
-            return *torch.autograd.grad(output, inputs, grad_output, create_graph=True), None, None
+            needs = ctx.needs_input_grad[:3]
+            inputs = [t for t, is_needed in zip(ctx.saved_tensors, needs, strict=True) if is_needed]
+            grads = iter(torch.autograd.grad(output, inputs, grad_output, create_graph=True))
+            return *(next(grads) if is_needed else None for is_needed in needs), None, None
         grad = features.to(torch.float32, copy=True)
         grad_weight, grad_bias, _ = torch.ops.convnext_backbone.norm_backward_(
             grad, grad_output.contiguous(), weight, ctx.eps
