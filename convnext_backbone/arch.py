@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -130,13 +130,16 @@ def _look_up(arch: str | Mapping) -> Arch:
         raise ValueError(
             f'an arch dict must have exactly the keys depths and hidden_sizes, got {sorted(arch)}'
         )
+    for key, numbers in arch.items():
+        if isinstance(numbers, str) or not isinstance(numbers, Sequence):
+            raise TypeError(f'{key} must be a list with one integer per stage, got {numbers!r}')
     depths, hidden_sizes = tuple(arch['depths']), tuple(arch['hidden_sizes'])
     if len(depths) != len(hidden_sizes) or not depths:
         raise ValueError(
             'depths and hidden_sizes must have one entry per stage and at least one stage, '
             f'got {len(depths)} depths {depths} and {len(hidden_sizes)} hidden_sizes {hidden_sizes}'
         )
-    if not all(isinstance(n, int) and n > 0 for n in depths + hidden_sizes):
+    if not all(type(n) is int and n > 0 for n in depths + hidden_sizes):
         raise ValueError(
             'depths and hidden_sizes must be positive integers, '
             f'got depths {depths} and hidden_sizes {hidden_sizes}'

@@ -35,6 +35,13 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module
 
 
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts have the same names, dtypes and values."""
+    return one.keys() == other.keys() and all(
+        one[k].dtype == other[k].dtype and torch.equal(one[k], other[k]) for k in one
+    )
+
+
 def run_tool(name: str, *args: object, cwd: Path, launcher: tuple = (sys.executable,)) -> str:
     """Runs a script of ``tools/`` as a user would and returns its output."""
     command = [*launcher, REPO / 'tools' / name, *args]

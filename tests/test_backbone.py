@@ -192,6 +192,43 @@ def test_frozen_stages_out_of_range(frozen_stages):
         small_backbone(frozen_stages=frozen_stages)
 
 
+@pytest.mark.parametrize(
+    ('args', 'error', 'message'),
+    [
+        (dict(patch_size=(4, 4)), TypeError, r'patch_size must be an integer, got \(4, 4\)'),
+        (dict(patch_size=0), ValueError, 'patch_size must be at least 1, got 0'),
+        (dict(patch_size=-4), ValueError, 'patch_size must be at least 1, got -4'),
+        (dict(num_channels=0), ValueError, 'num_channels must be at least 1, got 0'),
+        (dict(num_channels=3.0), TypeError, 'num_channels must be an integer, got 3.0'),
+        (dict(layer_scale_init_value=float('nan')), ValueError, 'must be finite, got nan'),
+        (dict(layer_scale_init_value='1'), TypeError, "a number or None, got '1'"),
+        (dict(with_cp='False'), TypeError, "with_cp must be True or False, got 'False'"),
+        (dict(adapt_stem=1), TypeError, 'adapt_stem must be True or False, got 1'),
+        (dict(use_grn='no'), TypeError, "use_grn must be True, False or None, got 'no'"),
+        (dict(fused='off'), TypeError, "fused must be True, False or None, got 'off'"),
+        (dict(frozen_stages=True), ValueError, 'between -1 .* and 4 .*got True'),
+        (dict(frozen_stages=1.0), ValueError, 'between -1 .* and 4 .*got 1.0'),
+        (dict(drop_path_rate='0.1'), TypeError, r"number in \[0, 1\), got '0.1'"),
+        (dict(drop_path_rate=-0.1), ValueError, r'drop_path_rate must be in \[0, 1\), got -0.1'),
+        (dict(drop_path_rate=1), ValueError, r'drop_path_rate must be in \[0, 1\), got 1'),
+        (dict(hidden_act=['gelu']), ValueError, r"hidden_act must be one of .*, got \['gelu'\]"),
+        (dict(init_cfg='x.pth'), TypeError, r"dict\(type='Pretrained', checkpoint=...\)"),
+        (dict(arch=dict(depths=2, hidden_sizes=[8])), TypeError, 'depths must be a list'),
+        (dict(arch=dict(depths=[True], hidden_sizes=[8])), ValueError, 'positive integers'),
+        (dict(archs='tiny'), TypeError, 'archs'),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused(args, error, message):
+    with pytest.raises(error, match=message):
+        ConvNextBackbone(**{'arch': SMALL, **args})
+
+
+def test_an_integer_layer_scale_is_a_number():
+    scale = small_backbone(layer_scale_init_value=1).encoder.stages[0].layers[0]
+    assert scale.layer_scale_parameter.dtype == torch.float32
+
+
 @pytest.mark.parametrize('use_grn', [False, True])
 def test_checkpointing_gives_identical_gradients(use_grn):
     gradients = []

@@ -15,10 +15,16 @@ from checkpoint_files import (
     timm,
     write,
 )
-from helpers import SMALL, STAGES, randomize, small_backbone
+from helpers import SMALL, STAGES, randomize, same_tensors, small_backbone
 from mmengine.logging import MMLogger
 
-from convnext_backbone import ConvNextBackbone, LoadReport, infer_arch, load_checkpoint
+from convnext_backbone import (
+    ConvNextBackbone,
+    ConvNextForImageClassification,
+    LoadReport,
+    infer_arch,
+    load_checkpoint,
+)
 
 LEAVES = ('weight', 'bias')
 
@@ -35,10 +41,6 @@ def abstract(arch, **args) -> ConvNextBackbone:
 
 def snapshot(model) -> dict[str, torch.Tensor]:
     return copy.deepcopy(model.state_dict())
-
-
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def damage(rng: random.Random, state_dict: dict) -> None:
@@ -84,7 +86,7 @@ def test_a_damaged_checkpoint_loads_fully_or_not_at_all(seed):
             missing = model.load_state_dict(state_dict, strict=False).missing_keys
             loaded = before.keys() - set(missing)
     except ValueError:
-        assert same(before, model.state_dict())
+        assert same_tensors(before, model.state_dict())
         return
     after = model.state_dict()
     for key, tensor in after.items():
@@ -135,7 +137,7 @@ def test_the_error_names_both_architectures(file, model, words):
         load_checkpoint(target, state_dict)
     assert f'arch={file!r}' in str(error.value)
     assert '\n' not in str(error.value)
-    assert same(before, target.state_dict())
+    assert same_tensors(before, target.state_dict())
 
 
 def test_layer_scale_on_one_side_only_is_an_error():
@@ -177,7 +179,7 @@ def test_other_networks_are_refused():
             load_checkpoint(model, state_dict)
         with pytest.raises(RuntimeError, match=r'no ConvNeXt|holds no tensors'):
             model.load_state_dict(state_dict, strict=False)
-    assert same(before, model.state_dict())
+    assert same_tensors(before, model.state_dict())
 
 
 def test_unexpected_names_are_reported_and_with_strict_refused():
@@ -192,7 +194,7 @@ def test_unexpected_names_are_reported_and_with_strict_refused():
     try:
         with pytest.raises(ValueError, match=r'Unexpected key.*stages\.0\.blocks\.0\.extra'):
             load_checkpoint(model, state_dict, strict=True)
-        assert same(before, model.state_dict()) and not records
+        assert same_tensors(before, model.state_dict()) and not records
         report = load_checkpoint(model, state_dict)
     finally:
         logger.removeHandler(handler)
@@ -263,13 +265,70 @@ def test_other_channels_without_adapt_stem_are_an_error_that_names_it():
     ):
         with pytest.raises(ValueError, match=r'images with 3 channels.*takes 4.*adapt_stem=True'):
             load()
-    assert same(before, model.state_dict())
+    assert same_tensors(before, model.state_dict())
     # The rule only applies to RGB weights.
     with pytest.raises(ValueError, match='num_channels=4'):
         load_checkpoint(random_backbone(adapt_stem=True), model.state_dict())
     # Another patch size is not a channel mismatch.
     with pytest.raises(ValueError, match=r'\(8, 3, 4, 4\) for \(8, 4, 2, 2\)'):
         load_checkpoint(random_backbone(num_channels=4, patch_size=2, adapt_stem=True), state_dict)
+
+
+@pytest.mark.parametrize(
+    ('replace', 'message'),
+    [
+        (lambda t: t.to_sparse(), r'sparse_coo for '),
+        (lambda t: t.to('meta'), 'without values, on the meta device for '),
+    ],
+    ids=['sparse', 'meta'],
+)
+@pytest.mark.parametrize('names', ['own', 'foreign'])
+def test_tensors_without_plain_values_leave_the_model_unchanged(names, replace, message):
+    model = random_backbone()
+    state_dict = model.state_dict() if names == 'own' else meta(make_reference().state_dict())
+    name = next(k for k in state_dict if k.endswith('pwconv2.weight'))
+    broken = {k: v.clone() + 1 for k, v in state_dict.items()}
+    broken[name] = replace(broken[name])
+    before = snapshot(model)
+    for load in (lambda: load_checkpoint(model, broken), lambda: model.load_state_dict(broken)):
+        with pytest.raises(ValueError, match=message):
+            load()
+        assert same_tensors(before, model.state_dict())
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_reported(value):
+    state_dict = meta(make_reference().state_dict())
+    state_dict['stages.0.0.norm.weight'][0] = value
+    model = random_backbone()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r'infinite or NaN.*\.0\.layernorm\.weight'):
+        load_checkpoint(model, state_dict, strict=True)
+    assert same_tensors(before, model.state_dict())
+    report = load_checkpoint(model, state_dict)
+    assert report.non_finite == ['encoder.stages.0.layers.0.layernorm.weight']
+    assert 'with infinite or NaN values: encoder.stages.0.layers.0.layernorm.weight' in str(report)
+
+
+def test_a_head_of_two_layers_is_refused_by_classifiers():
+    """timm's convnext_large_mlp has a hidden layer before its last one."""
+    state_dict = timm(make_reference().state_dict())
+    state_dict |= {
+        'head.norm.weight': noise(32),
+        'head.norm.bias': noise(32),
+        'head.pre_logits.fc.weight': noise(32, 32),
+        'head.pre_logits.fc.bias': noise(32),
+        'head.fc.weight': noise(5, 32),
+        'head.fc.bias': noise(5),
+    }
+    model = ConvNextForImageClassification(SMALL, num_labels=5)
+    before = snapshot(model)
+    for strict in (False, True):
+        with pytest.raises(ValueError, match=r'more than one linear layer, head\.pre_logits\.fc'):
+            load_checkpoint(model, state_dict, strict=strict)
+    assert same_tensors(before, model.state_dict())
+    report = load_checkpoint(model.convnext, state_dict)
+    assert list(report.ignored.values()).count('head') == 4
 
 
 def test_models_that_cannot_be_loaded_are_refused():

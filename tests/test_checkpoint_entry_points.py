@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from checkpoint_files import make_reference, meta, meta_detector, noise
-from helpers import SMALL, STAGES, randomize, small_backbone
+from helpers import SMALL, STAGES, randomize, same_tensors, small_backbone
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
@@ -210,10 +210,6 @@ def make_runner(work_dir, name, max_epochs=1, **args) -> Runner:
     )
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
 def test_a_runner_loads_a_foreign_detector_and_resumes_its_own(tmp_path):
     reference = make_reference(map_norms=True)
     # Everything but the backbone keeps the detector's own names.
@@ -235,13 +231,13 @@ def test_a_runner_loads_a_foreign_detector_and_resumes_its_own(tmp_path):
 
     first.train()
     trained = copy.deepcopy(first.model.state_dict())
-    assert not same(trained, loaded)
+    assert not same_tensors(trained, loaded)
     second = make_runner(tmp_path, 'resume', max_epochs=2, resume=True)
     second._train_loop = second.build_train_loop(second._train_loop)
     second.optim_wrapper = second.build_optim_wrapper(second.optim_wrapper)
     second.load_or_resume()
     assert second.epoch == 1
-    assert same(trained, second.model.state_dict())
+    assert same_tensors(trained, second.model.state_dict())
 
 
 def test_a_detector_refuses_a_backbone_of_another_size():
@@ -250,7 +246,7 @@ def test_a_detector_refuses_a_backbone_of_another_size():
     before = copy.deepcopy(detector.state_dict())
     with pytest.raises(RuntimeError, match='the model is a ConvNeXt-atto'):
         detector.load_state_dict(other, strict=False)
-    assert same(before, detector.state_dict())
+    assert same_tensors(before, detector.state_dict())
     with pytest.raises(ValueError, match=r"under the key prefix 'backbone\.' .*holds no tensors"):
         detector.load_state_dict(meta(make_reference().state_dict()), strict=False)
 
@@ -261,7 +257,7 @@ def test_round_trips_match_torch():
     copied = small_backbone()
     result = copied.load_state_dict(state_dict, strict=True)
     assert result.missing_keys == [] and result.unexpected_keys == []
-    assert same(state_dict, copied.state_dict())
+    assert same_tensors(state_dict, copied.state_dict())
 
     assigned = small_backbone()
     assigned.load_state_dict(state_dict, strict=True, assign=True)
@@ -311,10 +307,10 @@ def test_copies_and_pickles_load_independently():
     before = copy.deepcopy(model.state_dict())
     reference = make_reference()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert same(before, copied.state_dict())
+        assert same_tensors(before, copied.state_dict())
         copied.load_state_dict(meta(reference.state_dict()))
         assert_same_states(copied, reference)
-    assert same(before, model.state_dict())
+    assert same_tensors(before, model.state_dict())
 
 
 def test_http_addresses_load_through_torchs_cache(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from checkpoint_files import make_reference, meta, meta_detector, mmpretrain, timm, torchvision
-from helpers import REPO, run_tool, small_backbone
+from helpers import REPO, run_tool, same_tensors, small_backbone
 from safetensors.torch import load_file, save_file
 
 from convnext_backbone import ConvNextBackbone, load_checkpoint
@@ -14,12 +14,6 @@ from convnext_backbone.checkpoint import export, read_checkpoint, translate
 from convnext_backbone.checkpoint.containers import unwrap
 
 TOOL = 'model_converters/checkpoint.py'
-
-
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(
-        one[k].dtype == other[k].dtype and torch.equal(one[k], other[k]) for k in one
-    )
 
 
 def test_inspect_prints_what_a_checkpoint_is(tmp_path):
@@ -46,7 +40,7 @@ def test_convert_writes_by_the_suffix(tmp_path, out):
     output = run_tool(TOOL, 'convert', 'in.safetensors', out, '--to', 'timm', cwd=tmp_path)
     assert '(mmpretrain) written to' in output
     load = load_file if out.endswith('safetensors') else lambda p: torch.load(p, weights_only=True)
-    assert same(load(tmp_path / out), timm(hf))
+    assert same_tensors(load(tmp_path / out), timm(hf))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +76,7 @@ def test_a_round_trip_is_an_identity(to, version):
     norms = [k for k in native if k.startswith('hidden_states_norms')]
     assert left == (norms if to == 'timm' else [])
     back = translate(unwrap(written)).tensors
-    assert same(back, {k: v for k, v in native.items() if k not in left})
+    assert same_tensors(back, {k: v for k, v in native.items() if k not in left})
     assert load_checkpoint(model, written, strict=True).format == to
 
 
@@ -91,9 +85,9 @@ def test_formats_are_written_like_the_original_projects(version):
     hf = make_reference(version, map_norms=True).state_dict()
     for source in (meta, timm):
         found = translate(unwrap(source(hf)))
-        assert same(export(found.tensors, source.__name__)[0], source(hf))
+        assert same_tensors(export(found.tensors, source.__name__)[0], source(hf))
     whole = translate(unwrap(meta_detector(hf)))
-    assert same(export(whole.tensors, 'hf')[0], hf)
+    assert same_tensors(export(whole.tensors, 'hf')[0], hf)
     with pytest.raises(ValueError, match="written as hf, meta, timm, not as 'torchvision'"):
         export(whole.tensors, 'torchvision')
 
@@ -103,4 +97,4 @@ def test_the_suffix_does_not_matter_for_reading(tmp_path):
     save_file(state_dict, tmp_path / 'a.bin')
     torch.save(state_dict, tmp_path / 'b.safetensors')
     for name in ('a.bin', 'b.safetensors'):
-        assert same(read_checkpoint(tmp_path / name).tensors, state_dict)
+        assert same_tensors(read_checkpoint(tmp_path / name).tensors, state_dict)

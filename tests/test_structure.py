@@ -18,7 +18,7 @@ ORDER = ('arch', 'ops', 'checkpoint', 'models', 'engine', 'data')
 
 # The same inside of models.
 MODELS_ORDER = (
-    *('fusion', 'drop_path', 'norms', 'blocks', 'encoder', 'base'),
+    *('checks', 'fusion', 'drop_path', 'norms', 'blocks', 'encoder', 'base'),
     *('out_features', 'backbone', 'model', 'losses', 'classifier'),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..arch import Arch
@@ -94,7 +95,7 @@ def match(
         if (name.part, name.leaf) == ('stem_conv', 'weight') and _differ_in_channels(tensor, own):
             tensor = _adapt_stem(tensor, own, target)
             report.adapted.append(native)
-        if tensor.shape != own.shape or not tensor.is_floating_point():
+        if not can_be_copied(tensor, own):
             misfits[native] = f'{_layout(tensor)} for {_layout(own)}'
         tensors[native] = tensor
 
@@ -108,9 +109,41 @@ def match(
         (report.missing if is_fresh else lost).append(native)
     if lost or surplus or misfits:
         raise CheckpointError(_explain(target, checkpoint, found, lost, surplus, misfits))
+    if layers := _additional_head_layers(target, found):
+        raise CheckpointError(
+            f'{checkpoint.source} was not loaded, {target.name} keeps its weights: the head of '
+            f'this file has more than one linear layer, {listed(layers)}; '
+            'load_checkpoint(model.convnext, ...) loads everything except the head'
+        )
     report.matched = list(tensors)
+    report.non_finite = [
+        name for name, t in tensors.items() if not t.is_meta and not t.isfinite().all()
+    ]
     report.reshaped = [name for name in found.reshaped if name in tensors]
     return tensors, report
+
+
+def can_be_copied(tensor: object, own: Tensor) -> bool:
+    """Whether a tensor of a checkpoint can be copied to a model's own tensor."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.shape == own.shape
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+        and (own.is_meta or not tensor.is_meta)
+    )
+
+
+def _additional_head_layers(target: Target, found: Translation) -> list[str]:
+    """Names of layers between pooling and the last layer of the head, which no model here has."""
+    head = Name('head', 'weight').native
+    if head not in target.tensors or head not in found.names:
+        return []
+    # Of head.fc.weight or head.weight: head.
+    parent = found.names[head].rsplit('.', 2)[0] + '.'
+    return [
+        name for name, why in found.ignored.items() if why == 'head' and name.startswith(parent)
+    ]
 
 
 def _reason_to_leave_out(name: Name, own_modules: set[Name], arch: Arch) -> str | None:
@@ -190,5 +223,12 @@ def _explain(
 
 
 def _layout(tensor: Tensor) -> str:
-    dtype = '' if tensor.is_floating_point() else f' {str(tensor.dtype).removeprefix("torch.")}'
-    return f'{tuple(tensor.shape)}{dtype}'
+    """Describes a tensor: its shape, and what is unusual about it."""
+    words = [str(tuple(tensor.shape))]
+    if not tensor.is_floating_point():
+        words.append(str(tensor.dtype).removeprefix('torch.'))
+    if tensor.layout != torch.strided:
+        words.append(str(tensor.layout).removeprefix('torch.'))
+    if tensor.is_meta:
+        words.append('without values, on the meta device')
+    return ' '.join(words)

@@ -6,7 +6,7 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from .audit import Target, match
+from .audit import Target, can_be_copied, match
 from .containers import CheckpointError, unwrap
 from .formats import MAP_NORMS
 from .names import listed, parse_native
@@ -24,7 +24,8 @@ def load_checkpoint(
         source: A file (``.pth``, ``.safetensors``, ...), a Hugging Face model folder, an http(s)
             address, ``hf://owner/name[@revision][/file]``, or a state dict in memory, in any format
             of :data:`convnext_backbone.checkpoint.formats.FORMATS`.
-        strict: Whether unknown names are an error instead of a warning. Default: False.
+        strict: Whether unknown names, and infinite or NaN values, are an error instead of a
+            warning. Default: False.
         prefix: Key prefix, with or without a dot at its end; names without it are not read.
             Default: None, which finds the ConvNeXt in a larger model.
 
@@ -56,6 +57,11 @@ def load_checkpoint(
             f'{report.source} was not loaded, {target.name} keeps its weights: unknown names need '
             f'strict=False. Unexpected key(s): {listed(report.unexpected)}'
         )
+    if strict and report.non_finite:
+        raise CheckpointError(
+            f'{report.source} was not loaded, {target.name} keeps its weights: infinite or NaN '
+            f'values need strict=False. They are in {listed(report.non_finite)}'
+        )
     with torch.no_grad():
         for name, tensor in tensors.items():
             target.tensors[name].copy_(tensor)
@@ -85,7 +91,7 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
         if name.startswith(prefix)
     }
     own = {target.own_name(name): tensor for name, tensor in target.tensors.items()}
-    if own.keys() == given.keys() and all(_fits(given[name], own[name]) for name in own):
+    if own.keys() == given.keys() and all(can_be_copied(given[name], own[name]) for name in own):
         return
     source = f'the state dict under the key prefix {prefix!r}' if prefix else 'a state dict'
     checkpoint = unwrap(given, source)
@@ -99,7 +105,3 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
         del state_dict[prefix + name]
     state_dict.update({prefix + target.own_name(name): t for name, t in tensors.items()})
     report.log()
-
-
-def _fits(given: object, own: Tensor) -> bool:
-    return isinstance(given, Tensor) and given.shape == own.shape and given.is_floating_point()

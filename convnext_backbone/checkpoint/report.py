@@ -35,6 +35,7 @@ class LoadReport:
         reshaped: Names in ``matched`` whose tensors had another layout of the same values.
         adapted: Names in ``matched`` whose tensors were adapted to another number of image
             channels.
+        non_finite: Those of ``matched`` with infinite or NaN values.
     """
 
     model: str
@@ -48,6 +49,7 @@ class LoadReport:
     ignored: dict[str, str] = field(default_factory=dict)
     reshaped: list[str] = field(default_factory=list)
     adapted: list[str] = field(default_factory=list)
+    non_finite: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Returns a few lines for the log."""
@@ -71,11 +73,14 @@ class LoadReport:
             counts = Counter(self.ignored.values())
             reasons = ', '.join(f'{reason} ({count})' for reason, count in counts.items())
             lines.append(f'  ignored on purpose: {reasons}')
+        if self.non_finite:
+            lines.append(f'  with infinite or NaN values: {listed(self.non_finite)}')
         if self.unexpected:
             lines.append(f'  unexpected, not loaded: {listed(self.unexpected)}')
         return '\n'.join(lines)
 
     def log(self) -> None:
-        """Logs the report with mmengine's current logger, as a warning for unexpected names."""
-        level = logging.WARNING if self.unexpected else logging.INFO
+        """Logs the report, as a warning for unexpected names or values that are not finite."""
+        is_suspicious = self.unexpected or self.non_finite
+        level = logging.WARNING if is_suspicious else logging.INFO
         print_log(str(self), logger='current', level=level)

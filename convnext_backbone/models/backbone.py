@@ -76,7 +76,8 @@ class ConvNextBackbone(ConvNextBase):
         stage_names = resolve_arch(arch).stage_names
         names = resolve_out_features(stage_names, out_features, out_indices)
         picks = [stage_names.index(name) for name in names]
-        if frozen_stages not in range(-1, len(stage_names)):
+        # True and 1.0 are in a range, too.
+        if type(frozen_stages) is not int or frozen_stages not in range(-1, len(stage_names)):
             raise ValueError(
                 f'frozen_stages must be between -1 (nothing) and {len(stage_names) - 1} (the stem '
                 f'and all stages), got {frozen_stages!r}'

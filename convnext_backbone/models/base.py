@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..arch import resolve_arch
 from ..checkpoint import LoadsAnyCheckpoint, Target
 from .blocks import ConvNextEmbeddings
+from .checks import check_finite, check_flag, check_integer, check_rate
 from .encoder import ConvNextEncoder
 
 
@@ -72,6 +73,19 @@ class ConvNextBase(LoadsAnyCheckpoint):
         num_stages: int | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        check_integer('num_channels', num_channels, at_least=1)
+        check_integer('patch_size', patch_size, at_least=1)
+        check_flag('use_grn', use_grn, optional=True)
+        check_rate('drop_path_rate', drop_path_rate)
+        check_finite('layer_scale_init_value', layer_scale_init_value)
+        check_flag('with_cp', with_cp)
+        check_flag('adapt_stem', adapt_stem)
+        check_flag('fused', fused, optional=True)
+        if not isinstance(init_cfg, (dict, list, tuple)) and init_cfg is not None:
+            raise TypeError(
+                f'init_cfg must be a dict or a list of dicts, got {init_cfg!r}: to load a '
+                "checkpoint, use dict(type='Pretrained', checkpoint=...)"
+            )
         super().__init__(init_cfg=init_cfg)
         self.arch = resolve_arch(arch, use_grn, has_layer_scale=bool(layer_scale_init_value))
         self.patch_size = patch_size

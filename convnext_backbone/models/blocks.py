@@ -125,7 +125,7 @@ class ConvNextLayer(nn.Module):
         fused: bool | None = None,
     ) -> None:
         super().__init__()
-        if hidden_act not in ACTIVATIONS:
+        if hidden_act not in list(ACTIVATIONS):
             raise ValueError(f'hidden_act must be one of {list(ACTIVATIONS)}, got {hidden_act!r}')
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
         self.layernorm = ConvNextLayerNorm(dim)
@@ -134,7 +134,9 @@ class ConvNextLayer(nn.Module):
         self.grn = ConvNextGRN(4 * dim) if use_grn else nn.Identity()
         self.pwconv2 = nn.Linear(4 * dim, dim)
         if layer_scale_init_value:
-            self.layer_scale_parameter = nn.Parameter(torch.full((dim,), layer_scale_init_value))
+            self.layer_scale_parameter = nn.Parameter(
+                torch.full((dim,), float(layer_scale_init_value))
+            )
         else:
             self.register_parameter('layer_scale_parameter', None)
         self.drop_path = ConvNextDropPath(drop_path)

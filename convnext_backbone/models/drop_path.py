@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .checks import check_rate
+
 
 def drop_path(hidden_states: Tensor, drop_prob: float = 0.0, training: bool = False) -> Tensor:
     """Sets random samples of a residual branch to zero.
@@ -40,7 +42,7 @@ class ConvNextDropPath(nn.Module):
 
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
-        _check_probability(drop_prob)
+        check_rate('drop_prob', drop_prob)
         self.drop_prob = drop_prob
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -55,15 +57,10 @@ class ConvNextDropPath(nn.Module):
 
 
 def _keep_factors(hidden_states: Tensor, drop_prob: float, training: bool) -> Tensor | None:
-    _check_probability(drop_prob)
+    check_rate('drop_prob', drop_prob)
     if not training or drop_prob == 0.0:
         return None
     # Sampled in float32: half precision would round the probability.
     keep_prob = 1.0 - drop_prob
     factors = torch.empty(len(hidden_states), device=hidden_states.device)
     return factors.bernoulli_(keep_prob).div_(keep_prob)
-
-
-def _check_probability(drop_prob: float) -> None:
-    if not 0.0 <= drop_prob < 1.0:
-        raise ValueError(f'drop_prob must be in [0, 1), got {drop_prob}')

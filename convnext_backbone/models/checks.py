@@ -1,0 +1,57 @@
+"""Checks of constructor arguments, so that a wrong value is an error where it is given."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_integer(name: str, value: object, at_least: int) -> None:
+    """Refuses everything but an integer of at least ``at_least``.
+
+    Raises:
+        TypeError: If the value is not an integer; True and False are not.
+        ValueError: If it is too small.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f'{name} must be an integer, got {value!r}')
+    if value < at_least:
+        raise ValueError(f'{name} must be at least {at_least}, got {value}')
+
+
+def check_flag(name: str, value: object, optional: bool = False) -> None:
+    """Refuses everything but True and False, and None if it is optional.
+
+    Raises:
+        TypeError: If the value is anything else; a text such as ``'False'`` would count as True.
+    """
+    if not isinstance(value, bool) and not (optional and value is None):
+        allowed = 'True, False or None' if optional else 'True or False'
+        raise TypeError(f'{name} must be {allowed}, got {value!r}')
+
+
+def check_rate(name: str, value: object) -> None:
+    """Refuses everything but a number in [0, 1).
+
+    Raises:
+        TypeError: If the value is not a number.
+        ValueError: If it is outside [0, 1).
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f'{name} must be a number in [0, 1), got {value!r}')
+    if not 0 <= value < 1:
+        raise ValueError(f'{name} must be in [0, 1), got {value}')
+
+
+def check_finite(name: str, value: object) -> None:
+    """Refuses everything but a finite number or None.
+
+    Raises:
+        TypeError: If the value is neither a number nor None.
+        ValueError: If it is infinite or not a number (NaN).
+    """
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f'{name} must be a number or None, got {value!r}')
+    if not math.isfinite(value):
+        raise ValueError(f'{name} must be finite, got {value}')
