@@ -20,6 +20,13 @@ VARIABLE = 'CONVNEXT_FUSED'
 
 DEVICES = ('cpu', 'cuda')
 
+_GLOBAL_HOOKS = (
+    '_global_forward_hooks',
+    '_global_forward_pre_hooks',
+    '_global_backward_hooks',
+    '_global_backward_pre_hooks',
+)
+
 
 def is_traced() -> bool:
     """Whether a compiler or an exporter runs the code.
@@ -62,7 +69,7 @@ def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]
             return f'the forward of their {name} was replaced'
         if _has_hooks(inner):
             return f'hooks are registered on their {name}'
-    if nn.modules.module._has_any_global_hook():
+    if any(getattr(nn.modules.module, hooks) for hooks in _GLOBAL_HOOKS):
         return 'hooks are registered on all modules'
     return None
 

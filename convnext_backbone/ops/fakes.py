@@ -6,12 +6,15 @@ tensors on the meta device.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 
+@functools.cache
 def register() -> None:
-    """Registers a fake of every operator. Call it once, after loading the library."""
+    """Registers a fake of every operator, once. The library must be loaded."""
     for fake in FAKES:
         torch.library.register_fake(f'convnext_backbone::{fake.__name__}', fake)
 
