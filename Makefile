@@ -2,8 +2,8 @@
 # make demo-seg     does the same with a UPerNet for semantic segmentation
 # make test         runs lint, type checks and all tests; with STACK=onedl on the OneDL forks
 # make test-oldest  runs the tests that need no mmdet with the oldest supported torch and mmengine
-# make clean        removes the environments and everything that the other commands wrote
-# Each command sets up its environment first: minutes once, nothing afterwards.
+# make clean        removes the environments, work_dirs and the generated shapes
+# Each command sets up its environment first, which takes minutes the first time.
 
 STACK := openmmlab
 VENV := $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))

@@ -8,7 +8,8 @@ Importing the package has these effects:
 - mmengine's loader of local checkpoints (``load_from``, ``resume``) is replaced by one that can
   read mmengine's own checkpoints with torch 2.6 and newer. Only while it reads a file, torch's
   unpickler also accepts the classes in those files. ``weights_only`` stays on, and ``torch.load``
-  in other code behaves as before. See ``checkpoint/mmengine_files.py``.
+  in other code behaves as before (while a file is read, other threads accept the same classes). See
+  ``checkpoint/mmengine_files.py``.
 
 ``import convnext_backbone.data`` registers data and metrics for training classifiers.
 """

@@ -72,8 +72,5 @@ pip_install -q --no-build-isolation -r "requirements/$stack.txt" -r requirements
 # Without libGL, only the headless build of OpenCV can be imported.
 "$venv/bin/python" -c 'import cv2' 2>/dev/null ||
     pip_install -q --force-reinstall --no-deps opencv-python-headless
-say "Compiling this package's kernels: half a minute, once"
-"$venv/bin/python" -m convnext_backbone.ops.build ||
-    echo 'The kernels were not compiled; the package works without them, but is slower' >&2
 
 say "The environment is ready in $venv"

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -87,6 +88,26 @@ def test_mmengine_reads_its_files_and_other_code_sees_no_difference(tmp_path):
     assert result.stdout.splitlines()[-1] == '1.0'
     # The last line of the script fails: what this package allows is not allowed there.
     assert 'Unsupported global' in result.stderr
+
+
+def test_an_entry_of_another_library_does_not_get_in_the_way(tmp_path):
+    def other(*args):
+        raise AssertionError('the other library must not be called')
+
+    torch.save(HistoryBuffer([1.0], [1]), tmp_path / 'file.pth')
+    entry = (other, 'builtins.getattr')
+    with torch.serialization.safe_globals([entry]):
+        assert load_whole(tmp_path / 'file.pth').current() == 1
+        assert entry in torch.serialization.get_safe_globals()
+
+
+def test_threads_read_one_after_another(tmp_path):
+    torch.save([HistoryBuffer([1.0], [1]) for _ in range(50)], tmp_path / 'file.pth')
+    before = set(torch.serialization.get_safe_globals())
+    with ThreadPoolExecutor(8) as threads:
+        loaded = list(threads.map(load_whole, [tmp_path / 'file.pth'] * 40))
+    assert all(buffer.current() == 1 for buffers in loaded for buffer in buffers)
+    assert set(torch.serialization.get_safe_globals()) == before
 
 
 def test_what_the_user_allowed_stays_allowed(tmp_path):

@@ -70,6 +70,7 @@ def test_tools_shadow_no_standard_module():
         if folder.is_dir():
             names = {path.stem for path in folder.glob('*.py')}
             assert not names & sys.stdlib_module_names, folder
+    # tools/test.py has its name from mmdet and would hide Python's own package of tests.
     assert str(REPO / 'tools') not in sys.path
 
 

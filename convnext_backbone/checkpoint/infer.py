@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..arch import Arch
-from .names import listed, parse_native
+from .names import Name, listed, parse_native
 from .sources import Source, read_checkpoint
 from .translate import translate
 
@@ -44,9 +44,12 @@ def infer_arch(source: Source) -> dict:
         )
     places = {(name.stage, name.block) for name in map(parse_native, tensors)}
     blocks = [(i, j) for i, depth in enumerate(arch.depths) for j in range(depth)]
-    gaps = [f'stages.{i}.layers.{j}' for i, j in blocks if (i, j) not in places]
+    gaps = [Name('dwconv', 'weight', i, j).native for i, j in blocks if (i, j) not in places]
     if gaps:
-        raise ValueError(f'{checkpoint.source} is damaged: it has no blocks {listed(gaps)}')
+        raise ValueError(
+            f'{checkpoint.source} is damaged: it has no {listed(gaps)}, nor any other tensor of '
+            'these blocks'
+        )
     return arch.arguments
 
 

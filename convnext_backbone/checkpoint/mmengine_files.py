@@ -2,13 +2,15 @@
 
 With ``weights_only``, torch's unpickler builds only tensors and plain containers. mmengine also
 stores its message hub: history buffers, with numpy arrays and a dict of their own methods. Only
-these classes are also allowed, and only while mmengine's local loader or this package reads a file.
-Other classes in a file are still an error, and ``torch.load`` in other code behaves as before.
+these classes are also allowed, and only while mmengine's local loader or this package reads a
+file. Other classes in a file are still an error, and ``torch.load`` in other code behaves as before (while
+a file is read, other threads of the process accept the same classes).
 """
 
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -48,26 +50,50 @@ MMENGINE_CLASSES: list[Any] = [
 ]
 
 
+# What torch allows is one set for the whole process.
+_lock = threading.RLock()
+
+
 @contextmanager
-def allowed(classes: list) -> Iterator[None]:
-    """Lets ``torch.load(..., weights_only=True)`` build more classes inside a ``with`` statement.
+def allowed(classes: list[Any]) -> Iterator[None]:
+    """Lets ``torch.load(..., weights_only=True)`` build some classes inside a ``with`` block.
+
+    Only one thread at a time is inside; other threads wait. What was allowed before is allowed
+    afterwards. Inside, ``classes`` come before entries of other libraries with the same names.
 
     Args:
         classes: Classes, or pairs of a class and its name in the file, such as
             ``MMENGINE_CLASSES``.
     """
-    # Classes that were allowed before must stay allowed after the context.
-    before = torch.serialization.get_safe_globals()
-    with torch.serialization.safe_globals([entry for entry in classes if entry not in before]):
-        yield
+    with _lock:
+        before = torch.serialization.get_safe_globals()
+        names = {_name_in_file(entry) for entry in classes}
+        others = [entry for entry in before if _name_in_file(entry) not in names]
+        _allow_exactly([*others, *classes])
+        try:
+            yield
+        finally:
+            _allow_exactly(before)
+
+
+def _allow_exactly(entries: list[Any]) -> None:
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(entries)
+
+
+def _name_in_file(entry: Any) -> str:
+    return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
 
 
 def load_from_local(filename: str, map_location: object) -> dict:
-    """Reads a local checkpoint as mmengine does, but allows the classes in mmengine's own files."""
+    """Reads a local checkpoint as mmengine does, with the classes of its own files allowed."""
     with allowed(MMENGINE_CLASSES):
         return _load_from_local(filename, map_location)
 
 
 def register_loader() -> None:
-    """Makes mmengine's ``load_from`` and ``resume`` use :func:`load_from_local`."""
+    """Makes mmengine's ``load_from`` and ``resume`` use :func:`load_from_local`.
+
+    It replaces any other loader of local files that was registered before.
+    """
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)

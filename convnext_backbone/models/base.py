@@ -41,7 +41,8 @@ class ConvNextBase(LoadsAnyCheckpoint):
             modules (for gradients of gradients, debugging and comparisons). Default: None, which
             follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is not
             set).
-        num_stages: Number of stages to build, from the first one. Default: None, all.
+        num_stages: Number of stages to build, from the first one; subclasses set it. Default: None,
+            all.
         init_cfg: As in mmengine; ``dict(type='Pretrained', checkpoint=..., prefix=...)`` accepts
             every source of :func:`convnext_backbone.load_checkpoint`. Default: None, the
             initialisation of the paper: weights of convolutions and linear layers from a truncated
@@ -113,6 +114,9 @@ class ConvNextBase(LoadsAnyCheckpoint):
         Args:
             pixel_values: Normalised images of shape ``(N, num_channels, H, W)`` with H and W of at
                 least ``stride``; N may be 0.
+
+        Returns:
+            The output of the stem, then of each built stage, each ``(N, C, H, W)``.
 
         Raises:
             ValueError: If the images do not have four dimensions, have another number of channels

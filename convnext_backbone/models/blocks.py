@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ops import BlockParameters, BlockSettings, fused_block, kernels_title
+from .checks import check_flag
 from .drop_path import ConvNextDropPath
 from .fusion import (
     is_traced,
@@ -101,6 +102,7 @@ class ConvNextLayer(nn.Module):
 
     Raises:
         ValueError: If ``hidden_act`` is unknown or ``drop_path`` is outside [0, 1).
+        TypeError: If ``drop_path`` is not a number, or a flag is not True or False.
     """
 
     # The types that the inner modules must have for the block to run fused.
@@ -127,6 +129,8 @@ class ConvNextLayer(nn.Module):
         super().__init__()
         if hidden_act not in list(ACTIVATIONS):
             raise ValueError(f'hidden_act must be one of {list(ACTIVATIONS)}, got {hidden_act!r}')
+        check_flag('with_cp', with_cp)
+        check_flag('fused', fused, optional=True)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
         self.layernorm = ConvNextLayerNorm(dim)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
@@ -214,7 +218,7 @@ class ConvNextLayer(nn.Module):
 
     def _obstacle_in_modules(self) -> str | None:
         if type(self).run_modules is not ConvNextLayer.run_modules or 'run_modules' in vars(self):
-            return f'{type(self).__name__} has a run_modules of its own'
+            return f'{type(self).__name__} overrides run_modules'
         obstacle = obstacle_in_modules(self, self.FUSED_TYPES)
         if obstacle is not None:
             return obstacle

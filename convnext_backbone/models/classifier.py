@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint import LoadsAnyCheckpoint, Target
 from ..checkpoint.names import Name
 from .base import initialize
+from .checks import check_finite
 from .losses import (
     MULTI_LABEL,
     PROBLEM_TYPES,
@@ -64,7 +65,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
         **model_args,
     ) -> None:
         super().__init__(data_preprocessor or dict(type='ImgDataPreprocessor'), init_cfg)
-        if not isinstance(num_labels, int):
+        if not isinstance(num_labels, int) or isinstance(num_labels, bool):
             raise TypeError(f'num_labels must be an integer, got {num_labels!r}')
         if num_labels < 0:
             raise ValueError(f'num_labels must not be negative, got {num_labels}')
@@ -73,6 +74,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
                 f'problem_type must be one of {", ".join(PROBLEM_TYPES)} or None, '
                 f'got {problem_type!r}'
             )
+        check_finite('label_smoothing', label_smoothing)
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f'label_smoothing must be in [0, 1], got {label_smoothing}')
         self.num_labels = num_labels

@@ -22,6 +22,7 @@ def drop_path(hidden_states: Tensor, drop_prob: float = 0.0, training: bool = Fa
 
     Raises:
         ValueError: If ``drop_prob`` is outside [0, 1).
+        TypeError: If ``drop_prob`` is not a number.
     """
     factors = _keep_factors(hidden_states, drop_prob, training)
     if factors is None:
@@ -38,6 +39,7 @@ class ConvNextDropPath(nn.Module):
 
     Raises:
         ValueError: If ``drop_prob`` is outside [0, 1).
+        TypeError: If ``drop_prob`` is not a number.
     """
 
     def __init__(self, drop_prob: float = 0.0) -> None:

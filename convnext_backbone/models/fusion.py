@@ -83,7 +83,7 @@ def obstacle_in_tensors(tensors: list[Tensor]) -> str | None:
     if len(devices) > 1 or tensors[0].device.type not in DEVICES:
         return f'their tensors are on {", ".join(sorted(map(str, devices)))}'
     if tensors[0].numel() == 0:
-        return 'the maps are empty'
+        return 'the feature maps are empty'
     if (
         torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import fused_norm, have_compiled_kernels, wide
+from .checks import check_flag
 from .fusion import is_traced, obstacle_in_switch, obstacle_in_tensors
 
 DATA_FORMATS = ('channels_last', 'channels_first')
@@ -29,6 +30,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
 
     Raises:
         ValueError: If ``data_format`` is neither of the two.
+        TypeError: If ``fused`` is not True, False or None.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
     ) -> None:
         if data_format not in DATA_FORMATS:
             raise ValueError(f'data_format must be one of {DATA_FORMATS}, got {data_format!r}')
+        check_flag('fused', fused, optional=True)
         super().__init__(normalized_shape, eps=eps)
         self.data_format = data_format
         self.contiguous = contiguous

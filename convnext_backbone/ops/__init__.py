@@ -7,7 +7,8 @@ and less memory in training. Feature maps here have the shape ``(N, H, W, C)`` a
 from .block import fused_block
 from .native import have_compiled_kernels, kernels_title
 from .norm import fused_norm
-from .parameters import BlockParameters, BlockSettings, wide
+from .parameters import BlockParameters, BlockSettings
+from .sums import wide
 
 __all__ = [
     'BlockParameters',

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .mlp import Mlp
 from .native import pick_kernels
-from .parameters import BlockParameters, BlockSettings, RunningSum, wide
+from .parameters import BlockParameters, BlockSettings
+from .sums import RunningSum, wide
 
 # Replaces values near zero in the layer scale: the backward pass divides by it.
 TINY = 1e-20

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .grn import Response
 from .linear import linear, weight_grad
-from .parameters import BlockParameters, BlockSettings, RunningSum
+from .parameters import BlockParameters, BlockSettings
+from .sums import RunningSum
 
 
 class Mlp:

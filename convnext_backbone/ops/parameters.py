@@ -1,4 +1,4 @@
-"""The parameters and settings of a fused block, and running sums for its gradients."""
+"""The parameters and the settings of a fused block."""
 
 from __future__ import annotations
 
@@ -74,36 +74,3 @@ class BlockSettings(NamedTuple):
     norm_eps: float
     grn_eps: float
     lean: bool
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of statistics and sums: float32 for half precision, else ``dtype`` itself."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-class RunningSum:
-    """A sum of tensors. It is in the wide dtype from the second tensor on.
-
-    Attributes:
-        value: The sum so far; None before the first tensor.
-    """
-
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
-
-    def add(self, term: Tensor) -> None:
-        """Adds a tensor. The caller must not use it afterwards."""
-        if self.value is None:
-            self.value = term
-        else:
-            self.value = self.value.to(wide(term.dtype)).add_(term)
-
-    def total(self) -> Tensor:
-        """Returns the sum.
-
-        Raises:
-            ValueError: If no tensor was added.
-        """
-        if self.value is None:
-            raise ValueError('the sum has no tensors: call add() before total()')
-        return self.value

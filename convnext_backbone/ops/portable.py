@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .parameters import wide
+from .sums import wide
 
 
 def depthwise_norm(

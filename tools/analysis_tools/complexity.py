@@ -117,19 +117,19 @@ class ConvolutionsInTrace(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     @staticmethod
-    def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    def _convolve(features, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         window = _pair(stride), _pair(padding), _pair(dilation)
         flags = [False] * 4
-        return torch._convolution(input, weight, bias, *window, False, (0, 0), groups, *flags)
+        return torch._convolution(features, weight, bias, *window, False, (0, 0), groups, *flags)
 
     @staticmethod
     def _convolve_transposed(
-        input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+        features, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
     ):
         window = _pair(stride), _pair(padding), _pair(dilation)
         flags = [False] * 4
         return torch._convolution(
-            input, weight, bias, *window, True, _pair(output_padding), groups, *flags
+            features, weight, bias, *window, True, _pair(output_padding), groups, *flags
         )
 
 

@@ -11,11 +11,11 @@ constexpr int64_t TILE = 8;  // pixels of a row that are computed together in re
 // The sizes of feature maps (N, H, W, C). Around a row, the kernel rows from first_tap to
 // last_tap - 1 are inside the feature map.
 struct Geometry {
-  explicit Geometry(const Tensor& map)
-      : rows(map.size(0) * map.size(1)),
-        height(map.size(1)),
-        width(map.size(2)),
-        channels(channels_of(map)) {}
+  explicit Geometry(const Tensor& features)
+      : rows(features.size(0) * features.size(1)),
+        height(features.size(1)),
+        width(features.size(2)),
+        channels(channels_of(features)) {}
 
   int64_t first_tap(int64_t row) const { return std::max<int64_t>(0, RADIUS - row % height); }
   int64_t last_tap(int64_t row) const { return std::min(KERNEL, height + RADIUS - row % height); }
@@ -25,14 +25,14 @@ struct Geometry {
 
 // Convolves PIXELS neighbouring pixels of a row, from x on. Their sums stay in registers.
 template <typename L, int64_t PIXELS, typename In, typename Begin, typename End>
-inline void convolve_tile(const In* map, const float* taps, const Geometry& size, int64_t row,
+inline void convolve_tile(const In* features, const float* taps, const Geometry& size, int64_t row,
                           int64_t x, Begin begin, End end) {
   const int64_t width = size.width, channels = size.channels;
   typename L::Floats sums[PIXELS];
 #pragma GCC unroll 16
   for (int64_t i = 0; i < PIXELS; ++i) sums[i] = begin(std::min(x + i, width - 1));
   for (int64_t ky = size.first_tap(row); ky < size.last_tap(row); ++ky) {
-    const In* line = map + ((row + ky - RADIUS) * width + x - RADIUS) * channels;
+    const In* line = features + ((row + ky - RADIUS) * width + x - RADIUS) * channels;
     typename L::Floats tap[KERNEL];
 #pragma GCC unroll 7
     for (int64_t kx = 0; kx < KERNEL; ++kx)
@@ -53,20 +53,21 @@ inline void convolve_tile(const In* map, const float* taps, const Geometry& size
 
 // Convolves one row. The sum for pixel x starts at begin(x); end(x, sum) stores it.
 template <typename L, typename In, typename Begin, typename End>
-inline void convolve_row(const In* map, const float* taps, const Geometry& size, int64_t row,
+inline void convolve_row(const In* features, const float* taps, const Geometry& size, int64_t row,
                          Begin begin, End end) {
   int64_t x = 0;
 #ifdef __AVX512F__
   for (; x + TILE < size.width; x += 2 * TILE)
-    convolve_tile<L, 2 * TILE>(map, taps, size, row, x, begin, end);
+    convolve_tile<L, 2 * TILE>(features, taps, size, row, x, begin, end);
 #endif
-  for (; x < size.width; x += TILE) convolve_tile<L, TILE>(map, taps, size, row, x, begin, end);
+  for (; x < size.width; x += TILE)
+    convolve_tile<L, TILE>(features, taps, size, row, x, begin, end);
 }
 
 // Adds to sums the products of a row of gradients and a row of the feature map, which is shifted by
 // -3 to 3 pixels.
 template <typename L, typename In>
-inline void correlate_row(const In* map, const float* grad, float* sums, int64_t width,
+inline void correlate_row(const In* features, const float* grad, float* sums, int64_t width,
                           int64_t channels) {
   typename L::Floats sum[KERNEL] = {};
   for (int64_t x = 0; x < width; x += TILE) {
@@ -77,7 +78,7 @@ inline void correlate_row(const In* map, const float* grad, float* sums, int64_t
 #pragma GCC unroll 14
     for (int64_t j = 0; j < TILE + KERNEL - 1; ++j) {
       if (x + j < RADIUS || x + j >= width + RADIUS) continue;
-      const auto pixel = load<L>(map + (x + j - RADIUS) * channels);
+      const auto pixel = load<L>(features + (x + j - RADIUS) * channels);
 #pragma GCC unroll 7
       for (int64_t kx = 0; kx < KERNEL; ++kx)
         if (j >= kx && j < kx + TILE) sum[kx] += pixel * grads[j - kx];
@@ -86,18 +87,18 @@ inline void correlate_row(const In* map, const float* grad, float* sums, int64_t
   for (int64_t kx = 0; kx < KERNEL; ++kx) add<L>(sums + kx * channels, sum[kx]);
 }
 
-std::tuple<Tensor, Tensor> depthwise_norm(const Tensor& map, const Tensor& taps, const Tensor& bias,
-                                          const Tensor& norm_weight, const Tensor& norm_bias,
+std::tuple<Tensor, Tensor> depthwise_norm(const Tensor& features, const Tensor& taps,
+                                          const Tensor& bias, const Tensor& norm_weight, const Tensor& norm_bias,
                                           double eps, at::ScalarType dtype, bool keep) {
-  const Geometry size(map);
+  const Geometry size(features);
   const int64_t channels = size.channels, row_size = size.width * channels;
-  Tensor normed = at::empty(map.sizes(), map.options().dtype(dtype));
-  Tensor convolved = at::empty(keep ? map.sizes() : at::IntArrayRef{0}, at::kFloat);
+  Tensor normed = at::empty(features.sizes(), features.options().dtype(dtype));
+  Tensor convolved = at::empty(keep ? features.sizes() : at::IntArrayRef{0}, at::kFloat);
   const float *taps_ = floats(taps, TAPS * channels), *bias_ = floats(bias, channels);
   const float *gamma = floats(norm_weight, channels), *beta = floats(norm_bias, channels);
-  with_type(map.scalar_type(), [&](auto in_type) {
+  with_type(features.scalar_type(), [&](auto in_type) {
     with_type(dtype, [&](auto out_type) {
-      const auto* in = data<decltype(in_type)>(map);
+      const auto* in = data<decltype(in_type)>(features);
       auto* out = data<decltype(out_type)>(normed);
       for_rows(size.rows, row_size, [&](int64_t begin, int64_t end) {
         Tensor scratch = at::empty({keep ? 0 : row_size}, at::kFloat);
@@ -145,13 +146,13 @@ Tensor depthwise_input_grad(const Tensor& grad, const Tensor& taps, const Tensor
   return grad_input;
 }
 
-Tensor depthwise_weight_grad(const Tensor& map, const Tensor& grad) {
-  const Geometry size(map);
+Tensor depthwise_weight_grad(const Tensor& features, const Tensor& grad) {
+  const Geometry size(features);
   const int64_t channels = size.channels, row_size = size.width * channels;
   const float* grads = data<float>(grad);
   Tensor sums;
-  with_type(map.scalar_type(), [&](auto type) {
-    const auto* in = data<decltype(type)>(map);
+  with_type(features.scalar_type(), [&](auto type) {
+    const auto* in = data<decltype(type)>(features);
     sums = sum_rows(
         size.rows, size.width, channels, TAPS * channels,
         [&](int64_t begin, int64_t end, float* taps) {

@@ -156,10 +156,10 @@ inline const float* floats(const optional<Tensor>& tensor, int64_t count) {
   return tensor ? floats(*tensor, count) : nullptr;
 }
 
-inline int64_t channels_of(const Tensor& map) {
-  TORCH_CHECK(map.size(-1) % 8 == 0, "the number of channels must be a multiple of 8, got ",
-              map.size(-1));
-  return map.size(-1);
+inline int64_t channels_of(const Tensor& features) {
+  TORCH_CHECK(features.size(-1) % 8 == 0, "the number of channels must be a multiple of 8, got ",
+              features.size(-1));
+  return features.size(-1);
 }
 
 }  // namespace convnext

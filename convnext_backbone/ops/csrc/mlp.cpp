@@ -86,15 +86,15 @@ inline typename L::Floats factor(const float* factors, int64_t c) {
   return factors ? load<L>(factors + c) : 1.f + typename L::Floats{};
 }
 
-void add_branch_(Tensor& output, const Tensor& map, const Tensor& branch,
+void add_branch_(Tensor& output, const Tensor& features, const Tensor& branch,
                  const optional<Tensor>& scale, const optional<Tensor>& keep) {
-  const int64_t channels = channels_of(map), rows = map.numel() / channels;
+  const int64_t channels = channels_of(features), rows = features.numel() / channels;
   const float *scale_ = floats(scale, channels), *keep_ = floats(keep, rows);
   with_type(output.scalar_type(), [&](auto out_type) {
-    with_type(map.scalar_type(), [&](auto map_type) {
+    with_type(features.scalar_type(), [&](auto features_type) {
       with_type(branch.scalar_type(), [&](auto branch_type) {
         auto* out = data<decltype(out_type)>(output);
-        const auto* maps = data<decltype(map_type)>(map);
+        const auto* maps = data<decltype(features_type)>(features);
         const auto* branches = data<decltype(branch_type)>(branch);
         for_rows(rows, channels, [&](int64_t begin, int64_t end) {
           for (int64_t row = begin; row < end; ++row)
@@ -160,7 +160,8 @@ Tensor row_products(const Tensor& first, const Tensor& second) {
 }
 
 Tensor column_products(const Tensor& first, const Tensor& second, int64_t num_samples) {
-  const int64_t rows = first.size(0), channels = channels_of(first), sample_rows = rows / num_samples;
+  const int64_t rows = first.size(0), channels = channels_of(first);
+  const int64_t sample_rows = rows / num_samples;
   Tensor sums;
   with_type(first.scalar_type(), [&](auto type) {
     using T = decltype(type);

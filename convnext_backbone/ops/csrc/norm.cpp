@@ -5,20 +5,21 @@
 namespace convnext {
 namespace {
 
-Tensor norm(const Tensor& map, const Tensor& weight, const Tensor& bias, double eps,
+Tensor norm(const Tensor& features, const Tensor& weight, const Tensor& bias, double eps,
             bool channels_first) {
-  const int64_t height = map.size(1), width = map.size(2), channels = channels_of(map);
+  const int64_t height = features.size(1), width = features.size(2);
+  const int64_t channels = channels_of(features);
   const int64_t row_size = width * channels;
-  Tensor output = at::empty(
-      channels_first ? at::IntArrayRef{map.size(0), channels, height, width} : map.sizes(),
-      map.options());
+  const std::vector<int64_t> transposed{features.size(0), channels, height, width};
+  const at::IntArrayRef shape = channels_first ? at::IntArrayRef(transposed) : features.sizes();
+  Tensor output = at::empty(shape, features.options());
   const float *gamma = floats(weight, channels), *beta = floats(bias, channels);
-  with_type(map.scalar_type(), [&](auto type) {
+  with_type(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const T* in = data<T>(map);
+    const T* in = data<T>(features);
     T* out = data<T>(output);
-    for_rows(map.size(0) * height, row_size, [&](int64_t begin, int64_t end) {
-      Tensor scratch = at::empty({channels_first ? row_size : 0}, map.options());
+    for_rows(features.size(0) * height, row_size, [&](int64_t begin, int64_t end) {
+      Tensor scratch = at::empty({channels_first ? row_size : 0}, features.options());
       for (int64_t row = begin; row < end; ++row) {
         T* line = channels_first ? data<T>(scratch) : out + row * row_size;
         for (int64_t x = 0; x < width; ++x) {
@@ -38,10 +39,10 @@ Tensor norm(const Tensor& map, const Tensor& weight, const Tensor& bias, double 
   return output;
 }
 
-Tensor norm_backward_(Tensor& map, const Tensor& grad, const Tensor& norm_weight, double eps) {
-  const int64_t channels = channels_of(map), rows = map.numel() / channels;
+Tensor norm_backward_(Tensor& features, const Tensor& grad, const Tensor& norm_weight, double eps) {
+  const int64_t channels = channels_of(features), rows = features.numel() / channels;
   const float* gamma = floats(norm_weight, channels);
-  float* maps = data<float>(map);
+  float* maps = data<float>(features);
   Tensor sums;
   with_type(grad.scalar_type(), [&](auto type) {
     const auto* grads = data<decltype(type)>(grad);
@@ -80,7 +81,8 @@ Tensor norm_backward_(Tensor& map, const Tensor& grad, const Tensor& norm_weight
 
 TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
   library.def(
-      "norm(Tensor features, Tensor weight, Tensor bias, float eps, bool channels_first) -> Tensor");
+      "norm(Tensor features, Tensor weight, Tensor bias, float eps, bool channels_first) "
+      "-> Tensor");
   library.def(
       "norm_backward_(Tensor(a!) features, Tensor grad, Tensor norm_weight, float eps) -> Tensor");
 }

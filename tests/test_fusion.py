@@ -292,7 +292,7 @@ def test_overridden_reference(features, log):
         def normalize(self, features):
             return features
 
-    assert_runs_modules(randomize(Silent(16)), features, log, 'Silent has a run_modules of its own')
+    assert_runs_modules(randomize(Silent(16)), features, log, 'Silent overrides run_modules')
     assert torch.equal(Idle(16, data_format='channels_first')(features), features)
 
 
@@ -324,7 +324,7 @@ def test_mixed_types(features, log):
 
 def test_an_empty_batch(layer, log):
     assert layer(torch.empty(0, 16, 8, 8)).shape == (0, 16, 8, 8)
-    assert 'the maps are empty' in log()[0]
+    assert 'the feature maps are empty' in log()[0]
 
 
 def test_operations_are_counted(layer, features, log):
