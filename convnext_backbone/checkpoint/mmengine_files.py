@@ -3,8 +3,8 @@
 With ``weights_only``, torch's unpickler builds only tensors and plain containers. mmengine also
 stores its message hub: history buffers, with numpy arrays and a dict of their own methods. Only
 these classes are also allowed, and only while mmengine's local loader or this package reads a
-file. Other classes in a file are still an error, and ``torch.load`` in other code behaves as before (while
-a file is read, other threads of the process accept the same classes).
+file. Other classes in a file are still an error, and ``torch.load`` in other code behaves as
+before. (While a file is read, other threads of the process accept the same classes.)
 """
 
 from __future__ import annotations
