@@ -31,16 +31,14 @@ class Arch:
     @property
     def arguments(self) -> dict:
         """The arguments of :class:`convnext_backbone.ConvNextBackbone` that build this model."""
-        exact = [name for name, arch in ARCHS.items() if arch == self]
-        # A name also fits if only GRN or layer scale differ: they are separate arguments.
-        exact += [
-            name
-            for name, arch in ARCHS.items()
-            if (arch.depths, arch.hidden_sizes) == (self.depths, self.hidden_sizes)
-        ]
+        shape = (self.depths, self.hidden_sizes)
+        names = [name for name, arch in ARCHS.items() if (arch.depths, arch.hidden_sizes) == shape]
+        # A name also fits if GRN or layer scale differ, which are separate arguments; but a name
+        # of exactly this architecture is better.
+        names.sort(key=lambda name: ARCHS[name] != self)
         numbers = dict(depths=list(self.depths), hidden_sizes=list(self.hidden_sizes))
         return dict(
-            arch=exact[0] if exact else numbers,
+            arch=names[0] if names else numbers,
             use_grn=self.use_grn,
             layer_scale_init_value=1e-6 if self.has_layer_scale else None,
         )

@@ -81,7 +81,6 @@ class ConvNextBase(LoadsAnyCheckpoint):
         check_finite('layer_scale_init_value', layer_scale_init_value)
         check_flag('with_cp', with_cp)
         check_flag('adapt_stem', adapt_stem)
-        check_flag('fused', fused, optional=True)
         if not isinstance(init_cfg, (dict, list, tuple)) and init_cfg is not None:
             raise TypeError(
                 f'init_cfg must be a dict or a list of dicts, got {init_cfg!r}: to load a '

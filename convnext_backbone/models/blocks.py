@@ -149,9 +149,12 @@ class ConvNextLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not is_traced():
-            obstacle = self._obstacle_to_fusion(hidden_states)
+            obstacle = obstacle_in_switch(self.fused) or self._obstacle_in_modules()
             if obstacle is None:
-                return self._run_fused(hidden_states)
+                parameters = self._fused_parameters()
+                obstacle = self._obstacle_in_tensors(hidden_states, parameters)
+                if obstacle is None:
+                    return self._run_fused(hidden_states, parameters)
             log_once(f'ConvNeXt blocks run module by module: {obstacle}')
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(self.run_modules, hidden_states, use_reentrant=False)
@@ -167,12 +170,12 @@ class ConvNextLayer(nn.Module):
             branch = branch * self.layer_scale_parameter
         return hidden_states + self.drop_path(branch.permute(0, 3, 1, 2))
 
-    def _run_fused(self, hidden_states: Tensor) -> Tensor:
+    def _run_fused(self, hidden_states: Tensor, parameters: BlockParameters) -> Tensor:
         features = hidden_states.permute(0, 2, 3, 1).contiguous()
         settings = self._fused_settings(hidden_states)
         log_once(f'ConvNeXt blocks run fused, {kernels_title(features, settings.dtype)}')
         keep = self.drop_path.factors(hidden_states)
-        output = fused_block(features, keep, settings, self._fused_parameters())
+        output = fused_block(features, keep, settings, parameters)
         return output.permute(0, 3, 1, 2)
 
     def _fused_settings(self, hidden_states: Tensor) -> BlockSettings:
@@ -203,19 +206,6 @@ class ConvNextLayer(nn.Module):
             grn_bias=getattr(self.grn, 'bias', None),
         )
 
-    def _obstacle_to_fusion(self, hidden_states: Tensor) -> str | None:
-        """Returns why the modules must run, or None if the fused function may run."""
-        obstacle = obstacle_in_switch(self.fused) or self._obstacle_in_modules()
-        if obstacle is not None:
-            return obstacle
-        parameters = self._fused_parameters()
-        tensors = [hidden_states, *(t for t in parameters if t is not None)]
-        return (
-            parameters.misfit(hidden_states.shape[1])
-            or obstacle_in_tensors(tensors)
-            or self._obstacle_in_dtypes(tensors)
-        )
-
     def _obstacle_in_modules(self) -> str | None:
         if type(self).run_modules is not ConvNextLayer.run_modules or 'run_modules' in vars(self):
             return f'{type(self).__name__} overrides run_modules'
@@ -229,6 +219,16 @@ class ConvNextLayer(nn.Module):
         if geometry != ((7, 7), (1, 1), (3, 3), (1, 1), 'zeros') or conv.groups != conv.in_channels:
             return f'their dwconv is {conv}'
         return None
+
+    def _obstacle_in_tensors(
+        self, hidden_states: Tensor, parameters: BlockParameters
+    ) -> str | None:
+        tensors = [hidden_states, *(t for t in parameters if t is not None)]
+        return (
+            parameters.misfit(hidden_states.shape[1])
+            or obstacle_in_tensors(tensors)
+            or self._obstacle_in_dtypes(tensors)
+        )
 
     @staticmethod
     def _obstacle_in_dtypes(tensors: list[Tensor]) -> str | None:

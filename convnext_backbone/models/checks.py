@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 
 def check_integer(name: str, value: object, at_least: int) -> None:
@@ -36,7 +37,7 @@ def check_rate(name: str, value: object) -> None:
         TypeError: If the value is not a number.
         ValueError: If it is outside [0, 1).
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not _is_number(value):
         raise TypeError(f'{name} must be a number in [0, 1), got {value!r}')
     if not 0 <= value < 1:
         raise ValueError(f'{name} must be in [0, 1), got {value}')
@@ -51,7 +52,11 @@ def check_finite(name: str, value: object) -> None:
     """
     if value is None:
         return
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not _is_number(value):
         raise TypeError(f'{name} must be a number or None, got {value!r}')
     if not math.isfinite(value):
         raise ValueError(f'{name} must be finite, got {value}')
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

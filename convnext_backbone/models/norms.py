@@ -52,12 +52,11 @@ class ConvNextLayerNorm(nn.LayerNorm):
     def forward(self, features: Tensor) -> Tensor:
         if self.data_format == 'channels_last':
             return self.normalize(features)
-        if self._can_be_fused(features):
-            channels_last = features.permute(0, 2, 3, 1)
+        channels_last = features.permute(0, *range(2, features.ndim), 1)
+        if self._can_be_fused(channels_last):
             normed = fused_norm(channels_last, self.weight, self.bias, self.eps, self.contiguous)
             return normed if self.contiguous else normed.permute(0, 3, 1, 2)
-        normed = self.normalize(features.permute(0, *range(2, features.ndim), 1))
-        normed = normed.permute(0, -1, *range(1, features.ndim - 1))
+        normed = self.normalize(channels_last).permute(0, -1, *range(1, features.ndim - 1))
         return normed.contiguous() if self.contiguous else normed
 
     def normalize(self, features: Tensor) -> Tensor:
@@ -79,9 +78,9 @@ class ConvNextLayerNorm(nn.LayerNorm):
             and obstacle_in_switch(self.fused) is None
             and type(self).normalize is ConvNextLayerNorm.normalize
             and 'normalize' not in vars(self)
-            and self.weight.shape == self.bias.shape == features.shape[1:2]
+            and self.weight.shape == self.bias.shape == features.shape[-1:]
             and obstacle_in_tensors([features, self.weight, self.bias]) is None
-            and have_compiled_kernels(features.permute(0, 2, 3, 1), self.weight.dtype)
+            and have_compiled_kernels(features, self.weight.dtype)
         )
 
 

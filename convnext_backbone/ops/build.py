@@ -6,13 +6,12 @@ everything works, but slower.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from .native import SOURCES, checksum_path, compiler_flags, is_intact, library_path
+from .native import SOURCES, checksum, checksum_path, compiler_flags, is_intact, library_path
 
 
 def main() -> None:
@@ -31,10 +30,9 @@ def main() -> None:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.build-', dir=library.parent) as folder:
             built = _compile(library.stem, Path(folder))
-            checksum = checksum_path(built)
-            checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
+            checksum_path(built).write_text(checksum(built))
             # Move the library last: without its checksum, it would count as damaged.
-            checksum.replace(checksum_path(library))
+            checksum_path(built).replace(checksum_path(library))
             built.replace(library)
     print(f'The compiled kernels are in {library}')
 

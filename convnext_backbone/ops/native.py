@@ -58,15 +58,20 @@ def checksum_path(library: Path) -> Path:
     return library.with_suffix('.sha256')
 
 
+def checksum(library: Path) -> str:
+    """Returns the SHA-256 checksum of a library."""
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
 def is_intact(library: Path) -> bool:
     """Whether a library exists and is unchanged since it was built.
 
     Loading a truncated library would end the process without an error message.
     """
-    checksum = checksum_path(library)
-    if not library.is_file() or not checksum.is_file():
+    expected = checksum_path(library)
+    if not library.is_file() or not expected.is_file():
         return False
-    return hashlib.sha256(library.read_bytes()).hexdigest() == checksum.read_text().strip()
+    return checksum(library) == expected.read_text().strip()
 
 
 @functools.cache

@@ -147,7 +147,7 @@ def make_shapes_dataset(
     if size < SMALLEST_SIZE:
         raise ValueError(f'images need a side of at least {SMALLEST_SIZE} pixels, got {size}')
     if seed < 0:
-        raise ValueError(f'the seed must not be negative, got {seed}')
+        raise ValueError(f'the random seed must not be negative, got {seed}')
     for split, count in (('train', train), ('val', val)):
         # The splits must differ for every seed.
         write(out, split, count, size, np.random.default_rng([seed, split == 'val']))
