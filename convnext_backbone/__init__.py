@@ -15,7 +15,7 @@ Importing the package has these effects:
 """
 
 try:
-    import mmengine  # noqa: F401
+    import mmengine
 except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise
@@ -25,6 +25,13 @@ except ModuleNotFoundError as error:
         "pip install 'convnext-backbone[onedl]', never both in one environment",
         name='mmengine',
     ) from error
+else:
+    import torch
+
+    from .versions import check_version
+
+    check_version('torch', torch.__version__)
+    check_version('mmengine', mmengine.__version__)
 
 from .checkpoint import LoadReport, infer_arch, load_checkpoint, register_loader
 from .engine import ConvNextLayerDecayOptimWrapperConstructor, convnext_auto_wrap_policy

@@ -1,13 +1,39 @@
-"""Code shared by train.py and test.py: mmdet's flags and config loading."""
+"""Code shared by train.py and test.py: mmdet's flags, config loading and checks before the work."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
+import sys
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.runner import FlexibleRunner, Runner
+
+from convnext_backbone.command_line import check_folder
+from convnext_backbone.engine.dataset_checks import check_datasets
+
+# The variable by which each launcher tells a process its rank, and how to start it.
+LAUNCHERS = {
+    'pytorch': ('RANK', 'torchrun --nproc_per_node=GPUS'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
+}
+
+
+class Overrides(DictAction):
+    """mmengine's ``KEY=VALUE`` pairs; what cannot be parsed is an error of the argument."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for pair in values:
+            if not pair.partition('=')[0] or '=' not in pair:
+                raise argparse.ArgumentError(self, f'{pair!r} is not KEY=VALUE')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError) as error:
+            raise argparse.ArgumentError(self, str(error)) from error
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -20,13 +46,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Overrides,
         metavar='KEY=VALUE',
         help='settings that override the config, such as train_cfg.max_epochs=1',
     )
     parser.add_argument(
         '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        choices=['none', *LAUNCHERS],
         default='none',
         help='job launcher; pytorch for torchrun (default: none)',
     )
@@ -42,15 +68,83 @@ def join_processes_on_cpu(cfg: Config) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads ``args.config`` and applies the shared arguments to it."""
+    """Reads ``args.config`` and applies the shared arguments to it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the launcher has not started this process, or if ``--cfg-options`` do not
+            fit the config.
+    """
+    check_launcher(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
-    if args.launcher == 'pytorch' and not torch.cuda.is_available():
-        join_processes_on_cpu(cfg)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        override(cfg, args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
     cfg.setdefault('work_dir', f'work_dirs/{Path(args.config).stem}')
     return cfg
+
+
+def check_launcher(launcher: str) -> None:
+    """Raises a ValueError if a process does not come from its launcher."""
+    if launcher == 'none':
+        return
+    variable, command = LAUNCHERS[launcher]
+    if variable not in os.environ:
+        raise ValueError(
+            f'--launcher {launcher} needs a process that {command.split()[0]} has started, but '
+            f'{variable} is not set: run {command} {sys.argv[0]} ..., or leave --launcher out'
+        )
+
+
+def override(cfg: Config, options: dict) -> None:
+    """Applies ``--cfg-options``; raises a ValueError if a key has no place or no effect."""
+    for key in options:
+        name = key.partition('.')[0]
+        if name not in cfg and name not in known_settings():
+            raise ValueError(
+                f'--cfg-options {key}: the config has no {name}, and nothing reads a setting of '
+                f'this name; the config has {", ".join(sorted(cfg.keys()))}'
+            )
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        given = ', '.join(options)
+        raise ValueError(f'--cfg-options {given} does not fit the config: {error}') from error
+
+
+def known_settings() -> set[str]:
+    """The settings that mmengine's runners read from a config."""
+    runners = (Runner, FlexibleRunner)
+    return {name for r in runners for name in inspect.signature(r).parameters} | {'runner_type'}
+
+
+def prepare(cfg: Config, config: str, *splits: str) -> None:
+    """Checks what can be checked before the work, and joins the processes.
+
+    Args:
+        cfg: The loaded config.
+        config: Its path, for messages.
+        splits: The splits that are used: the first must exist.
+
+    Raises:
+        ValueError: If the config lacks a setting, or if the data do not fit it.
+        FileNotFoundError: If data or the checkpoint do not exist.
+        OSError: If the work dir cannot be written to.
+    """
+    needed = ['model', f'{splits[0]}_dataloader', f'{splits[0]}_cfg']
+    lacking = [name for name in needed if cfg.get(name) is None]
+    if lacking:
+        raise ValueError(f'{config} has no {", ".join(lacking)}: choose a config that has')
+    check_folder(cfg.work_dir)
+    source = cfg.get('load_from')
+    if source and '://' not in source and not Path(source).exists():
+        raise FileNotFoundError(f'no such checkpoint: {source}')
+    # Once on each machine: all processes of a launcher would read the same files.
+    if os.environ['LOCAL_RANK'] == '0':
+        for warning in check_datasets(cfg, splits):
+            print(f'warning: {warning}', file=sys.stderr)
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        join_processes_on_cpu(cfg)

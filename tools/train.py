@@ -6,10 +6,12 @@ tools/dist_train.sh CONFIG GPUS      # on several GPUs and machines
 
 from __future__ import annotations
 
-from cli import load_config, make_parser
+from cli import load_config, make_parser, prepare
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from convnext_backbone.command_line import usage_errors
 
 
 def enable_amp(cfg: Config) -> None:
@@ -33,14 +35,17 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    cfg = load_config(args)
-    if args.amp:
-        enable_amp(cfg)
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    # Strategies such as FSDP need runner_type='FlexibleRunner'.
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with usage_errors(parser):
+        cfg = load_config(args)
+        if args.amp:
+            enable_amp(cfg)
+        if args.resume:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == 'auto' else args.resume
+        prepare(cfg, args.config, 'train', 'val')
+    with usage_errors(parser, of_checkers=True):
+        # Strategies such as FSDP need runner_type='FlexibleRunner'.
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 
 

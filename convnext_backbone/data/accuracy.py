@@ -19,7 +19,7 @@ class Accuracy(BaseMetric):
 
     Raises:
         ValueError: If ``topk`` is empty or a k is below 1; in an evaluation, if samples have no
-            ``gt_label`` or fewer than k classes.
+            ``gt_label``, a label that is no class of the model, or fewer than k classes.
     """
 
     default_prefix = 'accuracy'
@@ -40,6 +40,11 @@ class Accuracy(BaseMetric):
                 raise ValueError(
                     f'topk={self.topk} needs at least as many classes, got {len(scores)}: '
                     'lower topk in the config of the metric'
+                )
+            if label.numel() != 1 or not 0 <= label < len(scores):
+                raise ValueError(
+                    f'gt_label must be one class between 0 and {len(scores) - 1}, got '
+                    f'{label.tolist()}: the dataset and the model need the same classes'
                 )
             ranking = scores.argsort(descending=True, stable=True)
             rank = (ranking == label.to(ranking.device)).nonzero().item()
