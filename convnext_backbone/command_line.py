@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmengine.config import Config
+
 EXPECTED = (ValueError, TypeError, KeyError, OSError, ImportError)
 
 # What these packages and the script raise themselves is about what they were given.
@@ -40,6 +42,22 @@ def usage_errors(parser: argparse.ArgumentParser, of_checkers: bool = False) -> 
         if of_checkers and _raising_package(error) not in CHECKERS:
             raise
         parser.exit(2, f'{parser.prog}: error: {_sentence(error)}\n')
+
+
+def read_config(path: str | Path) -> Config:
+    """Reads a config.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a config that mmengine can parse. An error in the code of a config
+            keeps its type.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no such config: {path}')
+    try:
+        return Config.fromfile(path)
+    except (SyntaxError, OSError) as error:
+        raise ValueError(f'cannot read the config {path}: {error}') from error
 
 
 def check_folder(path: str | Path) -> None:
@@ -88,6 +106,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        # A full disk names no file, and nobody knows the temporary one.
+        if error.filename in (None, str(part)):
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -14,8 +14,9 @@ NEEDS = {
         *('test_segmentation_training.py', 'test_shapes_dataset.py', 'test_training.py'),
     ),
     'transformers': (
-        *('test_checkpoint_audit.py', 'test_checkpoint_formats.py', 'test_checkpoint_sources.py'),
-        *('test_checkpoint_tool.py', 'test_classifier.py', 'test_ops.py', 'test_parity.py'),
+        *('test_benchmark.py', 'test_checkpoint_audit.py', 'test_checkpoint_formats.py'),
+        *('test_checkpoint_sources.py', 'test_checkpoint_tool.py', 'test_classifier.py'),
+        *('test_ops.py', 'test_parity.py'),
     ),
 }
 collect_ignore = [

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import pickle
 import sys
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
-from convnext_backbone.command_line import check_folder
+from convnext_backbone.command_line import check_folder, read_config
 from convnext_backbone.engine.dataset_checks import check_datasets
 
 # The variable by which each launcher tells a process its rank, and how to start it.
@@ -72,12 +73,12 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the launcher has not started this process, or if ``--cfg-options`` do not
-            fit the config.
+        ValueError: If it is not a config, if the launcher has not started this process, or if
+            ``--cfg-options`` do not fit the config.
     """
     check_launcher(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
         override(cfg, args.cfg_options)
@@ -100,14 +101,24 @@ def check_launcher(launcher: str) -> None:
 
 
 def override(cfg: Config, options: dict) -> None:
-    """Applies ``--cfg-options``; raises a ValueError if a key has no place or no effect."""
+    """Applies ``--cfg-options``.
+
+    Raises:
+        ValueError: If a key has no place in the config, or if nothing would read it.
+    """
     for key in options:
         name = key.partition('.')[0]
-        if name not in cfg and name not in known_settings():
+        if name in known_settings():
+            continue
+        if name not in cfg:
             raise ValueError(
                 f'--cfg-options {key}: the config has no {name}, and nothing reads a setting of '
                 f'this name; the config has {", ".join(sorted(cfg.keys()))}'
             )
+        warn(
+            f'--cfg-options {key}: settings that the config has made from its {name} keep their '
+            'values; if you mean them, override each of them'
+        )
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -118,7 +129,16 @@ def override(cfg: Config, options: dict) -> None:
 def known_settings() -> set[str]:
     """The settings that mmengine's runners read from a config."""
     runners = (Runner, FlexibleRunner)
-    return {name for r in runners for name in inspect.signature(r).parameters} | {'runner_type'}
+    arguments = {name for runner in runners for name in inspect.signature(runner).parameters}
+    return arguments | {
+        *('runner_type', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn'),
+        'efficient_conv_bn_eval',
+    }
+
+
+def warn(message: str) -> None:
+    """Prints a warning in one line, before there is a log."""
+    print(f'warning: {message}', file=sys.stderr)
 
 
 def prepare(cfg: Config, config: str, *splits: str) -> None:
@@ -139,12 +159,29 @@ def prepare(cfg: Config, config: str, *splits: str) -> None:
     if lacking:
         raise ValueError(f'{config} has no {", ".join(lacking)}: choose a config that has')
     check_folder(cfg.work_dir)
-    source = cfg.get('load_from')
-    if source and '://' not in source and not Path(source).exists():
-        raise FileNotFoundError(f'no such checkpoint: {source}')
     # Once on each machine: all processes of a launcher would read the same files.
     if os.environ['LOCAL_RANK'] == '0':
+        if cfg.get('load_from') and '://' not in cfg.load_from:
+            read_checkpoint(cfg.load_from)
         for warning in check_datasets(cfg, splits):
-            print(f'warning: {warning}', file=sys.stderr)
+            warn(warning)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         join_processes_on_cpu(cfg)
+
+
+def read_checkpoint(path: str) -> dict:
+    """Reads mmengine's checkpoint from a file or an address.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or something else.
+    """
+    if '://' not in path and not Path(path).is_file():
+        raise FileNotFoundError(f'no such checkpoint: {path}')
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f'{path} is damaged, or no checkpoint: torch cannot read it') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint

@@ -6,17 +6,16 @@ torchrun --nproc_per_node=8 tools/test.py CONFIG CHECKPOINT --launcher pytorch
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from cli import load_config, make_parser, prepare
+from cli import load_config, make_parser, prepare, read_checkpoint, warn
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 
 from convnext_backbone.command_line import check_file, check_folder, usage_errors, whole_file
 
@@ -66,7 +65,7 @@ def check_checkpoint(path: str, runner: Runner) -> None:
         ValueError: If weights of the model are missing or have another shape, or if the
             checkpoint's classes have another number or order than those of the test set.
     """
-    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    checkpoint = read_checkpoint(path)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     saved = checkpoint.get('state_dict', checkpoint)
     saved = {name.removeprefix('module.'): tensor for name, tensor in saved.items()}
@@ -90,7 +89,7 @@ def check_checkpoint(path: str, runner: Runner) -> None:
         if len(trained) != len(tested) or set(trained) == set(tested):
             raise ValueError(f'{difference}: set the same metainfo.classes')
         # The same classes may have other names.
-        print(f'warning: {difference}', file=sys.stderr)
+        warn(difference)
 
 
 def main() -> None:

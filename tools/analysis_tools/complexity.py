@@ -30,7 +30,7 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnext_backbone.command_line import usage_errors
+from convnext_backbone.command_line import read_config, usage_errors
 
 
 class Inference(nn.Module):
@@ -205,7 +205,7 @@ def main() -> None:
     if args.shape and min(args.shape) < 1:
         parser.error(f'--shape must be positive, got {args.shape}')
     with usage_errors(parser):
-        cfgs = [Config.fromfile(config) for config in args.configs]
+        cfgs = [read_config(config) for config in args.configs]
         for config, cfg in zip(args.configs, cfgs, strict=True):
             if 'model' not in cfg:
                 raise ValueError(f'{config} has no model: choose a whole config')

@@ -19,7 +19,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from convnext_backbone import load_checkpoint
 from convnext_backbone.checkpoint import MMENGINE_CLASSES, allowed
-from convnext_backbone.command_line import usage_errors
+from convnext_backbone.command_line import read_config, usage_errors
 
 
 def find_config(checkpoint: Path) -> Path:
@@ -59,7 +59,7 @@ def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: in
         if not path.exists():
             raise FileNotFoundError(f'no such file: {path}')
     config = config or find_config(checkpoint)
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     kind = cfg.get('model', {}).get('type')
     if kind != 'ConvNextForImageClassification':
         raise ValueError(

@@ -10,6 +10,7 @@ address. OUT is a safetensors file if it ends in .safetensors, otherwise a torch
 from __future__ import annotations
 
 import argparse
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -115,16 +116,16 @@ def save(tensors: dict[str, Tensor], out: Path) -> None:
     """Writes a state dict with safetensors or torch, depending on the suffix.
 
     Raises:
-        OSError: If the disk is full.
+        OSError: If the disk is full; torch and safetensors have other errors for this.
     """
     if out.suffix == '.safetensors':
         from safetensors.torch import save as to_bytes
 
         out.write_bytes(to_bytes(tensors, metadata={'format': 'pt'}))
     else:
-        # With a path, torch reports a full disk as a RuntimeError.
-        with out.open('wb') as file:
-            torch.save(tensors, file)
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        out.write_bytes(buffer.getbuffer())
 
 
 def main() -> None:
