@@ -19,7 +19,8 @@ def check_version(library: str, found: str) -> None:
         ImportError: If it is older; the message says what is needed.
     """
     oldest = OLDEST[library]
-    if digit_version(found) < digit_version(oldest):
+    # Builds before a release, such as 2.6.0a0+nv24.11, count as the release.
+    if digit_version(found)[:3] < digit_version(oldest)[:3]:
         raise ImportError(
             f'convnext_backbone needs {library} {oldest} or newer, found {library} {found}: '
             f"upgrade it, with pip install --upgrade '{library}>={oldest}'",

@@ -48,20 +48,3 @@ def test_v2_means_grn_and_no_layer_scale(arch):
         names = ConvNextBackbone(arch).state_dict().keys()
     assert any('.grn.' in name for name in names) == arch.startswith('v2-')
     assert any('layer_scale' in name for name in names) == (not arch.startswith('v2-'))
-
-
-@pytest.mark.parametrize(
-    ('arch', 'error', 'message'),
-    [
-        ('tinny', ValueError, r"unknown arch 'tinny'.*tiny.*v2-huge"),
-        (3, TypeError, r'dict\(depths=..., hidden_sizes=...\), got int'),
-        (dict(depths=[1]), ValueError, r"depths and hidden_sizes, got \['depths'\]"),
-        (dict(depths=[1, 1], hidden_sizes=[8]), ValueError, r'2 depths \(1, 1\) and 1 hidden'),
-        (dict(depths=[], hidden_sizes=[]), ValueError, 'at least one'),
-        (dict(depths=[1, 0], hidden_sizes=[8, 8]), ValueError, 'positive integers'),
-        (dict(depths=[1], hidden_sizes=[8.0]), ValueError, 'positive integers'),
-    ],
-)
-def test_bad_archs_are_refused(arch, error, message):
-    with pytest.raises(error, match=message):
-        ConvNextBackbone(arch)

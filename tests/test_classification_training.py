@@ -126,8 +126,23 @@ def test_saved_weights_give_the_same_accuracy(trained):
     assert len(predictions) == 40
     hits = [p['pred_label'].item() == p['gt_label'].item() for p in predictions]
     assert 100 * np.mean(hits) == pytest.approx(accuracies(output)[0])
-    with pytest.raises(AssertionError, match='needs a visualization hook'):
-        run_tool('test.py', DEMO, 'run/epoch_10.pth', '--show-dir', 'drawn', cwd=folder)
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('model.arch=nano', 'does not fit the model of the config'),
+        (
+            'test_dataloader.dataset.metainfo.classes=[square,circle,triangle]',
+            'trained on the classes circle, square, triangle, the test set has square, circle',
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_model_or_classes_is_refused(trained, option, message):
+    folder, _ = trained
+    with pytest.raises(AssertionError, match=message) as caught:
+        run_tool('test.py', DEMO, 'run/epoch_10.pth', '--cfg-options', option, cwd=folder)
+    assert 'Traceback' not in str(caught.value)
 
 
 def test_training_resumes_with_averaged_weights(folder):
@@ -186,24 +201,6 @@ def load_trained(folder):
     saved = load_whole(folder / 'run/epoch_10.pth')
     model.load_state_dict(saved['state_dict'], strict=True)
     return model
-
-
-@pytest.mark.parametrize(
-    ('args', 'message'),
-    [
-        (['none.png', '--checkpoint', 'run/epoch_10.pth'], 'no such file: none.png'),
-        (['image.png', '--checkpoint', 'alone/file.pth'], '0 configs found next to'),
-        (['image.png', '--checkpoint', 'alone/file.pth', '--config', DEMO], 'file.pth'),
-    ],
-)
-def test_classify_refuses_in_one_line(trained, args, message):
-    folder, _ = trained
-    cv2.imwrite(str(folder / 'image.png'), np.zeros((64, 64, 3), np.uint8))
-    (folder / 'alone').mkdir(exist_ok=True)
-    (folder / 'alone/file.pth').write_text('no checkpoint')
-    with pytest.raises(AssertionError, match=re.escape(message)) as caught:
-        run_tool('demo/classify.py', *args, cwd=folder)
-    assert 'Traceback' not in str(caught.value)
 
 
 def test_transfer_compares_two_starts(trained):

@@ -80,8 +80,3 @@ def test_training_resumes_where_it_stopped(trained):
         cwd=folder,
     )
     assert 'resumed epoch: 4, iter: 160' in output
-
-
-def test_out_must_be_a_pickle(tmp_path):
-    with pytest.raises(AssertionError, match=r'\.pkl'):
-        run_tool('test.py', CONFIG, 'none.pth', '--out', 'predictions.json', cwd=tmp_path)

@@ -99,8 +99,7 @@ def _check_dataset(dataset: BaseDataset, pipeline: Sequence[Mapping]) -> list[st
     backend = getattr(dataset, 'backend_args', None)
     loading = next((s for s in pipeline if str(s.get('type')).endswith('LoadAnnotations')), {})
     if not dataset.ann_file:
-        dataset.full_init()
-        infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+        infos = dataset.load_data_list()
         if not infos:
             raise FileNotFoundError(
                 f'no images in {_folders(dataset)}: check data_root, data_prefix and the suffixes'

@@ -86,9 +86,7 @@ def parse_args() -> argparse.Namespace:
         for out in filter(None, (args.json, args.plot)):
             check_file(out)
         if args.plot and args.plot.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
-            raise ValueError(
-                f'--plot must end in a format of matplotlib, such as .png: {args.plot}'
-            )
+            raise ValueError(f'--plot must end in .png, .svg or .pdf, got {args.plot}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch finds no GPU')
     return args
