@@ -1,6 +1,7 @@
 """Faults of generated datasets that the frameworks accept, or notice late."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -102,6 +103,19 @@ def test_generated_data_have_no_fault(path, folder):
         ),
         (DETECTION, first('annotations', bbox=None), ValueError, 'annotation 1 has no bbox'),
         (DETECTION, first('annotations', bbox=[1, 2]), ValueError, r'width, height\], got \[1, 2'),
+        (DETECTION, first('annotations', bbox=[1, 2, 3, math.nan]), ValueError, 'got .*nan'),
+        (
+            DETECTION,
+            edit(lambda c: c['categories'][0].pop('name') and c),
+            ValueError,
+            'a category with',
+        ),
+        (
+            DETECTION,
+            lambda cfg: Path('data/shapes/train/000003.png').write_bytes(b''),
+            ValueError,
+            '1 of 6 files .* are empty, such as data/shapes/train/000003.png: write them again',
+        ),
         (DETECTION, first('annotations', area=None), ValueError, 'annotation 1 has no area'),
         (DETECTION, first('annotations', segmentation=[]), ValueError, '1 has no segmentation'),
         (
@@ -203,14 +217,17 @@ def test_what_is_left_out_is_a_warning(folder):
         content['annotations'][0]['category_id'] = 9
         content['annotations'][1]['image_id'] = 99
         content['annotations'][2]['bbox'] = [20, 20, 40, 4]
+        content['annotations'][3]['bbox'] = [2, 2, 0.5, 4]
 
     edit(change)(None)
     total = len(json.loads(Path(TRAIN).read_text())['annotations'])
-    left_out, unlisted, outside = check_datasets(Config.fromfile(DETECTION))
+    left_out, unlisted, empty, outside = check_datasets(Config.fromfile(DETECTION))
     assert f'1 of {total} annotations are left out, their categories are not' in left_out
     assert left_out.endswith('star')
-    assert f'1 of {total} annotations are of unlisted images, such as annotation 2' in unlisted
-    assert 'annotations reach outside the image, such as annotation 3' in outside
+    assert f'1 of {total} annotations are left out, their images are not listed' in unlisted
+    assert 'such as annotation 2 of image 99' in unlisted
+    assert 'no area or are narrower than a pixel, such as annotation 4' in empty
+    assert 'annotations reach outside their image, such as annotation 3' in outside
     # The test set need not have objects.
     content = json.loads(Path(TRAIN).read_text())
     del content['annotations']

@@ -9,6 +9,8 @@ noticed when its turn comes, possibly after days.
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from mmengine import fileio
@@ -47,9 +49,9 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
 
     Raises:
         FileNotFoundError: If an annotation file, a folder or an image does not exist.
-        ValueError: If an annotation file is damaged or has no images or no objects; if it lacks a
-            class or has another order of classes; if the splits have different classes; if a head
-            has another number of classes.
+        ValueError: If an image is empty; if an annotation file is damaged or has no images or no
+            objects; if it lacks a class or has another order of classes; if the splits have
+            different classes; if a head has another number of classes.
     """
     warnings: list[str] = []
     classes: dict[str, tuple[str, ...]] = {}
@@ -126,10 +128,11 @@ def _read_json(path: str, backend: dict | None) -> dict:
         content = json.loads(fileio.get_text(path, backend_args=backend))
     except ValueError as error:
         raise ValueError(f'{path} is not a complete JSON file ({error}): write it again') from error
-    lacking = [key for key in ('images', 'categories') if key not in content]
-    if not isinstance(content, dict) or lacking:
+    found = content if isinstance(content, dict) else {}
+    lacking = [key for key in ('images', 'categories') if key not in found]
+    if lacking:
         raise ValueError(f'{path} has no {" and no ".join(lacking)}: it must be in COCO format')
-    return content
+    return found
 
 
 def _check_images(dataset: BaseDataset, images: list[dict], backend: dict | None) -> None:
@@ -148,7 +151,7 @@ def _check_images(dataset: BaseDataset, images: list[dict], backend: dict | None
 
 
 def _check_files(paths: Sequence[str], source: str, backend: dict | None) -> None:
-    """Checks that files exist: all, or ``MAX_LOOKUPS`` of them."""
+    """Checks that files exist and, on this machine, are not empty."""
     step = -(-len(paths) // MAX_LOOKUPS) or 1
     looked_up = paths[::step]
     absent = [p for p in looked_up if not fileio.exists(p, backend_args=backend)]
@@ -157,12 +160,21 @@ def _check_files(paths: Sequence[str], source: str, backend: dict | None) -> Non
             f'{len(absent)} of {len(looked_up)} files listed by {source} do not exist, such as '
             f'{absent[0]}: check data_root and data_prefix, or remove them from the list'
         )
+    empty = [p for p in looked_up if os.path.isfile(p) and not os.path.getsize(p)]
+    if empty:
+        raise ValueError(
+            f'{len(empty)} of {len(looked_up)} files listed by {source} are empty, such as '
+            f'{empty[0]}: write them again, or remove them from the list'
+        )
 
 
 def _check_classes(dataset: BaseDataset, categories: list[dict]) -> None:
     path, classes = dataset.ann_file, dataset.metainfo.get('classes')
     if isinstance(classes, str) or not classes:
         raise ValueError(f'metainfo.classes must be a tuple of names, got {classes!r}')
+    nameless = [category for category in categories if not {'id', 'name'} <= category.keys()]
+    if nameless:
+        raise ValueError(f'{path} has a category without id or name: {nameless[0]}')
     names = [category['name'] for category in categories]
     lacking = [name for name in classes if name not in names]
     if lacking:
@@ -186,24 +198,28 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
         return []
     names = {category['id']: category['name'] for category in content['categories']}
     sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
-    strange, outside, kept = [], [], 0
+    unlisted, empty, outside, kept = [], [], [], 0
     left_out: dict[str, int] = {}
     for entry in objects:
+        if entry.get('ignore'):
+            continue
         lacking = [key for key in BOX_KEYS if key not in entry]
-        if loading.get('with_mask') and not entry.get('segmentation') and not entry.get('ignore'):
+        if loading.get('with_mask') and not entry.get('segmentation'):
             lacking.append('segmentation')
         if lacking:
             raise ValueError(f'{path}: annotation {entry.get("id")} has no {", ".join(lacking)}')
-        if len(entry['bbox']) != 4:
+        if not _is_box(entry['bbox']):
             raise ValueError(
                 f'{path}: the bbox of annotation {entry.get("id")} must be [x, y, width, height], '
                 f'got {entry["bbox"]}'
             )
         if entry['image_id'] not in sizes:
-            strange.append(entry)
+            unlisted.append(entry)
         elif names.get(entry['category_id']) not in classes:
             name = str(names.get(entry['category_id'], f'id {entry["category_id"]}'))
             left_out[name] = left_out.get(name, 0) + 1
+        elif min(entry['bbox'][2:]) < 1 or entry['area'] <= 0:
+            empty.append(entry)
         else:
             kept += 1
             if _is_outside(entry['bbox'], *sizes[entry['image_id']]):
@@ -219,13 +235,23 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
             f'{path}: {sum(left_out.values())} of {len(objects)} annotations are left out, their '
             f'categories are not in metainfo.classes: {_short(left_out)}'
         )
-    for found, what in ((strange, 'are of unlisted images'), (outside, 'reach outside the image')):
+    kinds = (
+        (unlisted, 'are left out, their images are not listed'),
+        (empty, 'are left out, they have no area or are narrower than a pixel'),
+        (outside, 'reach outside their image'),
+    )
+    for found, what in kinds:
         if found:
             warnings.append(
                 f'{path}: {len(found)} of {len(objects)} annotations {what}, such as annotation '
                 f'{found[0].get("id")} of image {found[0]["image_id"]}, box {found[0]["bbox"]}'
             )
     return warnings
+
+
+def _is_box(box: object) -> bool:
+    numbers = [v for v in box if isinstance(v, (int, float))] if isinstance(box, list) else []
+    return len(numbers) == 4 and all(map(math.isfinite, numbers))
 
 
 def _is_outside(box: Sequence[float], width: int, height: int) -> bool:

@@ -10,6 +10,7 @@ weights in its backbone and everything else unchanged. Prints the validation mAP
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from statistics import mean
 
@@ -79,7 +80,8 @@ def main() -> None:
         check_folder(args.work_dir)
         cfg = Config.fromfile(CONFIG)
         load_checkpoint(MODELS.build(cfg.model.backbone), args.checkpoint)
-        check_datasets(cfg)
+        for warning in check_datasets(cfg):
+            print(f'warning: {warning}', file=sys.stderr)
     starts = {
         'random': None,
         'pre-trained': dict(type='Pretrained', checkpoint=args.checkpoint),
