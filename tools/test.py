@@ -119,6 +119,9 @@ def main() -> None:
         if out:
             runner.test_evaluator.metrics.append(build_dump(cfg, str(out)))
         runner.test()
+    if writes:
+        # The log names the temporary file.
+        print(f'The predictions are in {args.out}')
 
 
 if __name__ == '__main__':
