@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
+from helpers import REPO
 
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.command_line import check_file, check_folder, usage_errors, whole_file
@@ -77,3 +79,22 @@ def test_files_are_whole_or_as_before(tmp_path):
         raise OSError(28, 'No space left on device')
     assert caught.value.filename == str(path)
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ('script', 'args', 'message'),
+    [
+        ('dist_train.sh', [], 'dist_train.sh CONFIG GPUS'),
+        ('dist_train.sh', ['none.py', '2'], 'dist_train.sh: error: no such config: none.py'),
+        ('dist_train.sh', ['empty.py', '0'], "must be a positive number, got '0'"),
+        ('slurm_train.sh', ['part'], 'slurm_train.sh PARTITION CONFIG GPUS_PER_NODE'),
+        ('slurm_train.sh', ['part', 'none.py', '2'], 'error: no such config: none.py'),
+        ('slurm_train.sh', ['part', 'empty.py', 'x'], "must be a positive number, got 'x'"),
+    ],
+)
+def test_launchers_refuse_before_they_start(script, args, message, tmp_path):
+    (tmp_path / 'empty.py').touch()
+    command = ['bash', str(REPO / 'tools' / script), *args]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert message in result.stderr
