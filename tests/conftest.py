@@ -1,9 +1,12 @@
 """Fixtures of all test modules, and what is not tested where a library is missing."""
 
+import logging
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 NEEDS = {
     'mmdet': (
@@ -27,3 +30,15 @@ collect_ignore = [
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def capture_log() -> Iterator[list[str]]:
+    """The messages that mmengine's logger gets during the test."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
@@ -17,6 +18,7 @@ from mmengine.dist import barrier, is_main_process
 
 from .containers import Checkpoint, unwrap
 from .mmengine_files import MMENGINE_CLASSES, allowed
+from .names import listed
 
 Source = str | os.PathLike | Mapping
 
@@ -31,17 +33,18 @@ _SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 _HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?')
 
 
-def read_checkpoint(source: Source) -> Checkpoint:
+def read_checkpoint(source: Source, use_ema: bool = True) -> Checkpoint:
     """Reads a checkpoint to the CPU.
 
     Args:
         source: As in :func:`convnext_backbone.load_checkpoint`.
+        use_ema: As in :func:`convnext_backbone.load_checkpoint`. Default: True.
 
     Raises:
         ValueError, FileNotFoundError, TypeError, ImportError, OSError: As ``load_checkpoint``.
     """
     if isinstance(source, Mapping):
-        return unwrap(source)
+        return unwrap(source, use_ema=use_ema)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
             'a checkpoint must be a path, an http(s):// or hf:// address, or a state dict, '
@@ -65,9 +68,9 @@ def read_checkpoint(source: Source) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f'no such checkpoint: {path}')
     if path.name.endswith('.index.json'):
-        return _read_shards(path, address)
+        return _read_shards(path, address, use_ema)
     content, kind = _read_file(path)
-    return unwrap(content, address, kind)
+    return unwrap(content, address, kind, use_ema)
 
 
 def _read_file(path: Path) -> tuple[object, str]:
@@ -84,6 +87,7 @@ def _read_file(path: Path) -> tuple[object, str]:
         return _read_safetensors(path), 'safetensors'
     # A zip archive, or a pickle in the format of torch before 1.6.
     if head.startswith((b'PK', b'\x80')):
+        _refuse_other_archives(path)
         return _read_torch(path), 'torch file'
     raise ValueError(
         f'{path} is neither a torch nor a safetensors file: it begins with {head[:24]!r}. '
@@ -129,6 +133,26 @@ def _read_torch(path: Path) -> object:
         ) from error
 
 
+def _refuse_other_archives(path: Path) -> None:
+    """Says what an intact zip archive is if it is not a file of ``torch.save``."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    # The folder in the archive has the name of the saved file.
+    inner = {name.partition('/')[2] for name in names}
+    if 'constants.pkl' in inner:
+        raise ValueError(
+            f'{path} is a TorchScript archive, not a checkpoint: '
+            'save the state dict, torch.save(torch.jit.load(file).state_dict(), other_file)'
+        )
+    if 'data.pkl' not in inner:
+        raise ValueError(
+            f'{path} is a zip archive of other files, {listed(names)}: '
+            'unpack it and pass the path of the checkpoint'
+        )
+
+
 def _find_weights(folder: Path) -> Path:
     for name in _FOLDER_FILES:
         if (folder / name).exists():
@@ -145,7 +169,7 @@ def _find_weights(folder: Path) -> Path:
     )
 
 
-def _read_shards(index: Path, address: str) -> Checkpoint:
+def _read_shards(index: Path, address: str, use_ema: bool) -> Checkpoint:
     try:
         shard_of = json.loads(index.read_text())['weight_map']
         names = sorted(set(shard_of.values()))
@@ -169,7 +193,7 @@ def _read_shards(index: Path, address: str) -> Checkpoint:
             f'the shards of {index} lack {len(absent)} tensors, such as {absent[0]}: '
             'download them again'
         )
-    return Checkpoint(tensors, address, f'{kind} in {len(names)} shards')
+    return Checkpoint(tensors, address, f'{kind} in {len(names)} shards', use_ema)
 
 
 def _download(url: str) -> Path:
