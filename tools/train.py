@@ -11,6 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from convnext_backbone.engine import resume_from
+
 
 def enable_amp(cfg: Config) -> None:
     """Switches the config's optimiser wrapper to automatic mixed precision."""
@@ -36,9 +38,12 @@ def main() -> None:
     cfg = load_config(args)
     if args.amp:
         enable_amp(cfg)
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume or cfg.get('resume'):
+        checkpoint = args.resume or cfg.get('load_from')
+        try:
+            resume_from(cfg, None if checkpoint == 'auto' else checkpoint)
+        except (FileNotFoundError, ValueError) as error:
+            parser.error(str(error))
     # Strategies such as FSDP need runner_type='FlexibleRunner'.
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
