@@ -10,6 +10,9 @@ from torch import nn
 from ..models.backbone import is_channels_last
 from ..models.base import ConvNextBase
 
+# Operators of mmcv that get no maps, but sequences of pixels.
+_INDEPENDENT = {'MultiScaleDeformableAttention'}
+
 
 def check_layout(model: nn.Module) -> None:
     """Refuses a model with mmcv's operators and convolutions in channels_last.
@@ -25,9 +28,8 @@ def check_layout(model: nn.Module) -> None:
     Raises:
         ValueError: If such a model has parameters in channels_last outside of its ConvNeXts.
     """
-    operators = {
-        type(m).__name__ for m in model.modules() if type(m).__module__.startswith('mmcv.ops.')
-    }
+    kinds = {type(m) for m in model.modules() if type(m).__module__.startswith('mmcv.ops.')}
+    operators = {kind.__name__ for kind in kinds} - _INDEPENDENT
     if not operators:
         return
     ours = {p for m in model.modules() if isinstance(m, ConvNextBase) for p in m.parameters()}
