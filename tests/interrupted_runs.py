@@ -96,7 +96,6 @@ CASES = {
     'epochs, main process': (EPOCHS | dict(workers=0), 1, 4),
     'epochs, two ranks with persistent workers': (EPOCHS | dict(workers=1), 2, 2),
     'iterations, main process': (ITERATIONS | dict(workers=0), 1, 6),
-    'iterations, two workers': (ITERATIONS | dict(workers=2), 1, 6),
 }
 
 
@@ -158,11 +157,26 @@ def compare(name: str, settings: dict, processes: int, resumed_at: int) -> None:
     args = ('--work-dir', str(whole), '--cfg-options', option)
     assert train(processes, 'config.py', *args) == {0}
     assert train(processes, 'config.py', '--work-dir', str(stopped), '--resume') == {0}
+    shutil.copy('output.txt', 'resumed.txt')
     one, other = last_checkpoint(whole), last_checkpoint(stopped)
     assert one['meta']['iter'] == other['meta']['iter'] > resumed_at
     equal = [same_tensors(one[key], other[key]) for key in ('state_dict', 'ema_state_dict')]
     trained = not same_tensors(one['state_dict'], before['state_dict'])
     print(f'{name}: equal {all(equal)}, trained {trained}', flush=True)
+
+
+def resume_differently() -> None:
+    """Prints the warnings if a run resumes with another seed and another number of processes."""
+    settings, processes, _ = CASES['epochs, two ranks with persistent workers']
+    Path('config.py').write_text(CONFIG.format(**settings))
+    folder = 'epochs, two ranks with persistent workers/stopped'
+    options = ('randomness.seed=1', 'train_cfg.max_epochs=4')
+    codes = train(1, 'config.py', '--work-dir', folder, '--resume', '--cfg-options', *options)
+    output = Path('output.txt').read_text()
+    print('other processes:', codes, f'trained by {processes} processes and is resumed' in output)
+    print('other seed:', 'shuffled with 1: set randomness=dict(seed=' in output)
+    print('other epochs:', 'of iteration 6, but epoch 3 starts at iteration 12' in output)
+    print('as before:', 'WARNING - The checkpoint' not in Path('resumed.txt').read_text())
 
 
 def damage(folder: Path) -> None:
@@ -202,6 +216,7 @@ def main() -> None:
     os.environ |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29760', WORLD_SIZE='2')
     for name, case in CASES.items():
         compare(name, *case)
+    resume_differently()
     damage(Path('epochs, main process/stopped'))
 
 

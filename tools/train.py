@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cli import load_config, make_parser
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -38,6 +39,11 @@ def main() -> None:
     cfg = load_config(args)
     if args.amp:
         enable_amp(cfg)
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
+        parser.error(
+            f"mmengine's AmpOptimWrapper needs a GPU, this machine has only {get_device()}: leave "
+            'out --amp, or set optim_wrapper.type=OptimWrapper without loss_scale'
+        )
     if args.resume or cfg.get('resume'):
         checkpoint = args.resume or cfg.get('load_from')
         try:
