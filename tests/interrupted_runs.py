@@ -20,8 +20,10 @@ import numpy as np
 import torch
 import torch._dynamo
 from helpers import REPO, load_whole, same_tensors
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 
 import convnext_backbone.data
 
@@ -112,8 +114,11 @@ class KillHook(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(processes: int, *args: str) -> set[int]:
-    """Runs tools/train.py in forks; returns their exit codes, negative for signals."""
+def train(processes: int, *args: str, direct: bool = False) -> set[int]:
+    """Runs tools/train.py in forks; returns their exit codes, negative for signals.
+
+    With ``direct``, mmengine's runner resumes without it.
+    """
     # Workers of a killed process keep its port for some seconds.
     os.environ['MASTER_PORT'] = str(int(os.environ['MASTER_PORT']) + 1)
     sys.stdout.flush()
@@ -129,7 +134,12 @@ def train(processes: int, *args: str) -> set[int]:
             if processes > 1:
                 sys.argv += ['--launcher', 'pytorch']
                 os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
-            runpy.run_path(str(REPO / 'tools/train.py'), run_name='__main__')
+            if direct:
+                cfg = Config.fromfile(args[0])
+                cfg.work_dir, cfg.resume = args[-1], True
+                Runner.from_cfg(cfg).train()
+            else:
+                runpy.run_path(str(REPO / 'tools/train.py'), run_name='__main__')
             sys.exit()
         children.append(child)
     return {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
@@ -199,6 +209,13 @@ def damage(folder: Path) -> None:
     print('resumed from:', f'resumes from {copied}/epoch_2.pth, at iteration 8' in output)
     print('new best:', bool(list(copied.glob('best_*.pth'))))
     print('original untouched:', original == {p: p.stat().st_mtime_ns for p in original})
+    # The same without our tool.
+    shutil.rmtree(copied)
+    shutil.copytree(folder, copied)
+    last.write_bytes(b'')
+    codes = train(1, 'config.py', '--work-dir', str(copied), direct=True)
+    output = Path('output.txt').read_text()
+    print('direct:', codes, 'copied/epoch_2.pth, at iteration 8' in output)
     for name, content in (('empty.pth', b''), ('missing.pth', None)):
         if content is not None:
             Path(name).write_bytes(content)

@@ -38,6 +38,7 @@ def test_runs_that_cannot_continue_exactly_say_so(output):
 
 def test_a_copied_run_with_a_damaged_checkpoint_resumes_from_the_previous_one(output):
     assert 'copied: {0} True' in output, output
+    assert 'direct: {0} True' in output, output
     for line in ('resumed from', 'new best', 'original untouched'):
         assert f'{line}: True' in output, output
 

@@ -17,7 +17,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .resuming import checkpoint_folder
+from .resuming import checkpoint_folder, find_resumable
 
 # What random numbers are for; the last number of their key.
 _DATA, _STEP = 0, 1
@@ -42,8 +42,10 @@ class ConvNextResumeHook(Hook):
     - warns if the resumed run cannot be equal: another seed than that of the checkpoint, another
       number of processes, or a checkpoint from the middle of an epoch of an epoch-based loop, which
       then repeats the epoch from its start;
-    - keeps the run in its own folder: mmengine deletes the previous best checkpoint by its absolute
-      path, which after a resume from another folder is a file of that folder.
+    - resumes with ``resume=True`` from the latest good checkpoint in the folder of the run, by
+      :func:`~convnext_backbone.engine.find_resumable`;
+    - deletes no checkpoint of another folder: mmengine knows the best one by its absolute path,
+      and deletes it when there is a better one, also after a resume from a copied folder.
 
     Not covered: transforms that keep earlier images (``CachedMosaic``, ``CachedMixUp``) and
     generators of a dataset's own.
@@ -59,6 +61,16 @@ class ConvNextResumeHook(Hook):
         self._seed_before: int | None = None
         # In shared memory: worker processes read it.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def before_run(self, runner: Runner) -> None:
+        """Chooses the checkpoint if a runner shall resume from its latest one.
+
+        Raises:
+            ValueError: As :func:`~convnext_backbone.engine.find_resumable`.
+        """
+        if runner._resume is True and runner._load_from is None:
+            out_dirs = [h.out_dir for h in runner.hooks if isinstance(h, CheckpointHook)]
+            runner._load_from = find_resumable(runner.work_dir, *out_dirs[:1])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Notes the number of processes."""
