@@ -9,10 +9,14 @@ import itertools
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from helpers import ALL_FEATURES, randomize, small_backbone
+from helpers import ALL_FEATURES, STAGES, randomize
 from mmengine.optim import OptimWrapper
 from torch.nn.parallel import DistributedDataParallel
 
+from convnext_backbone import ConvNextBackbone
+
+# Small: there are many cases.
+ARCH = dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 8, 16, 16])
 SUBSETS = [s for n in range(1, 6) for s in itertools.combinations(ALL_FEATURES, n)]
 # Arguments of the backbone, and the number of batches per step of the optimiser.
 CASES = [
@@ -42,7 +46,8 @@ def train(model: torch.nn.Module, images: torch.Tensor, targets: list[list], cou
 
 def compare(index: int, args: dict, counts: int, rank: int) -> None:
     """Trains both ways and prints how far the parameters are apart, and how far they moved."""
-    start = randomize(small_backbone(**args)).train()
+    args = dict(out_features=STAGES) | args
+    start = randomize(ConvNextBackbone(ARCH, **args)).train()
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(10 * counts, 4, 3, 32, 32, generator=generator)
     with torch.no_grad():

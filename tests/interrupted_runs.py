@@ -82,13 +82,13 @@ custom_hooks = [dict(type='EMAHook', momentum=0.1)]
 """
 EPOCHS = dict(
     sampler='DefaultSampler',
-    train_cfg=dict(by_epoch=True, max_epochs=3, val_interval=1),
+    train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1),
     by_epoch=True,
     interval=1,
 )
 ITERATIONS = dict(
     sampler='InfiniteSampler',
-    train_cfg=dict(by_epoch=False, max_iters=12, val_interval=4),
+    train_cfg=dict(by_epoch=False, max_iters=9, val_interval=4),
     by_epoch=False,
     interval=3,
 )
@@ -180,12 +180,12 @@ def resume_differently() -> None:
     settings, processes, _ = CASES['epochs, two ranks with persistent workers']
     Path('config.py').write_text(CONFIG.format(**settings))
     folder = 'epochs, two ranks with persistent workers/stopped'
-    options = ('randomness.seed=1', 'train_cfg.max_epochs=4')
+    options = ('randomness.seed=1', 'train_cfg.max_epochs=3')
     codes = train(1, 'config.py', '--work-dir', folder, '--resume', '--cfg-options', *options)
     output = Path('output.txt').read_text()
     print('other processes:', codes, f'trained by {processes} processes and is resumed' in output)
     print('other seed:', 'shuffled with 1: set randomness=dict(seed=' in output)
-    print('other epochs:', 'of iteration 6, but epoch 3 starts at iteration 12' in output)
+    print('other epochs:', 'of iteration 4, but epoch 2 starts at iteration 8' in output)
     print('as before:', 'WARNING - The checkpoint' not in Path('resumed.txt').read_text())
 
 
@@ -194,19 +194,19 @@ def damage(folder: Path) -> None:
     original = {path: path.stat().st_mtime_ns for path in folder.rglob('*.pth')}
     copied, better = Path('copied'), ['default_hooks.checkpoint.save_best=auto']
     shutil.copytree(folder, copied)
-    last = copied / 'epoch_3.pth'
+    last = copied / 'epoch_2.pth'
     last.write_bytes(last.read_bytes()[:-1000])
     # The copied checkpoint says that its best one is in the original folder.
-    content = load_whole(copied / 'epoch_2.pth')
+    content = load_whole(copied / 'epoch_1.pth')
     best = Path(folder, 'epoch_1.pth').resolve()
     content['message_hub']['runtime_info'] |= dict(best_score=-1.0, best_ckpt=str(best))
     content['message_hub']['resumed_keys'] |= dict(best_score=True, best_ckpt=True)
-    torch.save(content, copied / 'epoch_2.pth')
+    torch.save(content, copied / 'epoch_1.pth')
     args = ('config.py', '--work-dir', str(copied), '--resume', '--cfg-options', *better)
     codes = train(1, *args)
     output = Path('output.txt').read_text()
-    print('copied:', codes, 'epoch_3.pth is truncated or damaged' in output)
-    print('resumed from:', f'resumes from {copied}/epoch_2.pth, at iteration 8' in output)
+    print('copied:', codes, 'epoch_2.pth is truncated or damaged' in output)
+    print('resumed from:', f'resumes from {copied}/epoch_1.pth, at iteration 4' in output)
     print('new best:', bool(list(copied.glob('best_*.pth'))))
     print('original untouched:', original == {p: p.stat().st_mtime_ns for p in original})
     # The same without our tool.
@@ -215,7 +215,7 @@ def damage(folder: Path) -> None:
     last.write_bytes(b'')
     codes = train(1, 'config.py', '--work-dir', str(copied), direct=True)
     output = Path('output.txt').read_text()
-    print('direct:', codes, 'copied/epoch_2.pth, at iteration 8' in output)
+    print('direct:', codes, 'copied/epoch_1.pth, at iteration 4' in output)
     for name, content in (('empty.pth', b''), ('missing.pth', None)):
         if content is not None:
             Path(name).write_bytes(content)
