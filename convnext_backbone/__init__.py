@@ -4,7 +4,8 @@ Importing the package has these effects:
 
 - ``ConvNextBackbone``, ``ConvNextModel`` and ``ConvNextForImageClassification`` are registered in
   mmengine's root registry ``MODELS``, ``ConvNextLayerDecayOptimWrapperConstructor`` in
-  ``OPTIM_WRAPPER_CONSTRUCTORS`` and ``convnext_auto_wrap_policy`` in ``FUNCTIONS``.
+  ``OPTIM_WRAPPER_CONSTRUCTORS``, ``ConvNextResumeHook`` and ``ConvNextLayoutHook`` in ``HOOKS``
+  and ``convnext_auto_wrap_policy`` in ``FUNCTIONS``.
 - mmengine's loader of local checkpoints (``load_from``, ``resume``) is replaced by one that can
   read mmengine's own checkpoints with torch 2.6 and newer. Only while it reads a file, torch's
   unpickler also accepts the classes in those files. ``weights_only`` stays on, and ``torch.load``
@@ -34,7 +35,12 @@ else:
     check_version('mmengine', mmengine.__version__)
 
 from .checkpoint import LoadReport, infer_arch, load_checkpoint, register_loader
-from .engine import ConvNextLayerDecayOptimWrapperConstructor, convnext_auto_wrap_policy
+from .engine import (
+    ConvNextLayerDecayOptimWrapperConstructor,
+    ConvNextLayoutHook,
+    ConvNextResumeHook,
+    convnext_auto_wrap_policy,
+)
 from .models import (
     ConvNextBackbone,
     ConvNextBackboneOutput,
@@ -64,8 +70,10 @@ __all__ = [
     'ConvNextLayer',
     'ConvNextLayerDecayOptimWrapperConstructor',
     'ConvNextLayerNorm',
+    'ConvNextLayoutHook',
     'ConvNextModel',
     'ConvNextModelOutput',
+    'ConvNextResumeHook',
     'ConvNextStage',
     'LoadReport',
     'convnext_auto_wrap_policy',
