@@ -8,6 +8,7 @@ see is left out: other values of the right shape, whole norms of feature maps, b
 from __future__ import annotations
 
 import json
+import pickletools
 import random
 import zipfile
 from collections import Counter
@@ -21,7 +22,7 @@ from checkpoint_files import CASES, WITH_MAP_NORMS, make_reference, noise, write
 from helpers import randomize, same_tensors, small_backbone
 from mmengine.model import BaseModule
 from mmengine.runner import load_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from convnext_backbone import ConvNextBackbone, load_checkpoint
@@ -411,8 +412,7 @@ def test_damaged_tensors_are_refused(name, version, tmp_path, record_property):
     tally = Tally()
     for number, kind in enumerate((*ANYWHERE, *ONLY_IN_TORCH, *ARCHITECTURE)):
         containers = TORCH_CONTAINERS if kind in ONLY_IN_TORCH else CONTAINERS
-        container = containers[(first + number) % len(containers)]
-        for container in dict.fromkeys((container, keep_dict)):
+        for container in {containers[(first + number) % len(containers)]: 0, keep_dict: 0}:
             folder = tmp_path / f'{number}{container.__name__}'
             folder.mkdir()
             case = f'{name}, version {version}, {kind.__name__}, {container.__name__}'
@@ -421,4 +421,138 @@ def test_damaged_tensors_are_refused(name, version, tmp_path, record_property):
             load = rng.choice(doors(container, name, kind))
             allowed = ('loaded', 'refused') if kind in ACCEPTABLE else ('refused',)
             tally.add(f'{case}, {load.__name__}', end(load, source, name, version), allowed)
+    tally.check(record_property)
+
+
+# ---- Damage to files.
+
+
+def structure(path: Path) -> list[int]:
+    """The positions of all bytes that are not weights."""
+    with path.open('rb') as file:
+        if path.suffix == '.safetensors':
+            return list(range(8 + int.from_bytes(file.read(8), 'little')))
+        if not zipfile.is_zipfile(path):
+            for _ in range(5):
+                list(pickletools.genops(file))
+            return list(range(file.tell()))
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.getinfo(next(n for n in archive.namelist() if n.endswith('data.pkl')))
+        return [
+            *range(pickled.header_offset, pickled.header_offset + 100 + pickled.file_size),
+            *range(archive.start_dir, path.stat().st_size),
+        ]
+
+
+def truncate(rng, path):
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def flip(rng, path):
+    content = bytearray(path.read_bytes())
+    for place in rng.sample(structure(path), rng.randint(1, 3)):
+        content[place] ^= rng.randrange(1, 256)
+    path.write_bytes(content)
+
+
+def insert(rng, path):
+    content, place = path.read_bytes(), rng.randrange(path.stat().st_size)
+    path.write_bytes(content[:place] + rng.randbytes(rng.randint(1, 16)) + content[place:])
+
+
+def cut_out(rng, path):
+    content, place = path.read_bytes(), rng.randrange(path.stat().st_size - 16)
+    path.write_bytes(content[:place] + content[place + rng.randint(1, 16) :])
+
+
+def replace_by_text(rng, path):
+    texts = ('<!DOCTYPE html>', '{"error": "not found"}', 'x' * 8 + '{', '', 'PK', 'version 1', ' ')
+    path.write_text(rng.choice(texts))
+
+
+def replace_by_noise(rng, path):
+    path.write_bytes(rng.choice((b'', b'PK\x03\x04', b'\x80\x02')) + rng.randbytes(99))
+
+
+FILE_DAMAGE = (truncate, flip, insert, cut_out, replace_by_text, replace_by_noise)
+FILES = (write_zip, write_legacy, write_nested, write_bin, write_safetensors, write_shards)
+
+
+@pytest.mark.parametrize('container', FILES)
+@pytest.mark.parametrize('damage', FILE_DAMAGE)
+def test_damaged_files(container, damage, tmp_path, record_property):
+    tally = Tally()
+    for number, (name, version) in enumerate(CASES[FILE_DAMAGE.index(damage) % 2 :: 2]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        case = f'{name}, version {version}, {container.__name__}, {damage.__name__}, {number}'
+        rng = random.Random(case)
+        source = container(undamaged(name, version), folder)
+        damage(rng, rng.choice(sorted(p for p in folder.iterdir() if p.suffix != '.json')))
+        load = FILE_DOORS[number % 2]
+        tally.add(f'{case}, {load.__name__}', end(load, source, name, version))
+    tally.check(record_property)
+
+
+# ---- Damage to the index of a folder with several files.
+
+
+def lose_a_shard(rng, folder, shard_of):
+    (folder / rng.choice(sorted(set(shard_of.values())))).unlink()
+
+
+def list_an_absent_tensor(rng, folder, shard_of):
+    shard_of['encoder.ghost'] = 'model-1.safetensors'
+
+
+def list_an_absent_shard(rng, folder, shard_of):
+    shard_of[rng.choice(sorted(shard_of))] = rng.choice(('gone.safetensors', '../gone', '/gone'))
+
+
+def list_no_file(rng, folder, shard_of):
+    shard_of[rng.choice(sorted(shard_of))] = rng.choice((3, None, '', '.', ['a'], {}, True))
+
+
+def forget_a_shard(rng, folder, shard_of):
+    lost = rng.choice(sorted(set(shard_of.values())))
+    for key in [key for key, shard in shard_of.items() if shard == lost]:
+        del shard_of[key]
+
+
+def leave_the_folder(rng, folder, shard_of):
+    """A file outside of the folder, with other weights."""
+    (folder / 'model-1.safetensors').rename(folder.parent / f'{folder.name}.safetensors')
+    for key, shard in shard_of.items():
+        if shard == 'model-1.safetensors':
+            shard_of[key] = f'../{folder.name}.safetensors'
+
+
+def keep_an_old_copy(rng, folder, shard_of):
+    """A tensor with old values in another file than the index says."""
+    key = rng.choice(sorted(key for key in shard_of if shard_of[key] == 'model-1.safetensors'))
+    path = folder / 'model-3.safetensors'
+    stored = load_file(path)
+    save_file(stored | {key: load_file(folder / shard_of[key])[key] + 1}, path)
+
+
+INDEX_DAMAGE = (
+    *(lose_a_shard, list_an_absent_tensor, list_an_absent_shard, list_no_file),
+    *(forget_a_shard, leave_the_folder, keep_an_old_copy),
+)
+
+
+@pytest.mark.parametrize('damage', INDEX_DAMAGE)
+def test_damaged_indices(damage, tmp_path, record_property):
+    tally = Tally()
+    for number, (name, version) in enumerate(CASES[::3]):
+        case = f'{name}, version {version}, {damage.__name__}'
+        rng = random.Random(case)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_shards(undamaged(name, version), folder)
+        index = folder / 'model.safetensors.index.json'
+        shard_of = json.loads(index.read_text())['weight_map']
+        damage(rng, folder, shard_of)
+        write_index(folder, shard_of)
+        tally.add(case, end(FILE_DOORS[number % 2], folder, name, version))
     tally.check(record_property)
