@@ -332,13 +332,6 @@ def no_tensor(rng, content, key):
     content[key] = rng.choice(values)
 
 
-def nan_values(rng, content, key):
-    content[key] = content[key].clone()
-    content[key].view(-1)[rng.randrange(content[key].numel())] = rng.choice(
-        (float('nan'), float('inf'), float('-inf'))
-    )
-
-
 def number_as_name(rng, content, key):
     content[rng.randrange(99)] = content.pop(key)
 
@@ -407,6 +400,18 @@ def doors(container: Callable, name: str, kind: Callable) -> tuple[Callable, ...
 
 
 @pytest.mark.parametrize(('name', 'version'), CASES)
+def test_undamaged_checkpoints_load(name, version, tmp_path):
+    """Otherwise the refusals below would prove nothing."""
+    for container in CONTAINERS:
+        folder = tmp_path / container.__name__
+        folder.mkdir()
+        source = container(undamaged(name, version), folder)
+        for load in doors(container, name, remove):
+            ending = end(load, source, name, version)
+            assert ending == 'loaded', (container.__name__, load.__name__)
+
+
+@pytest.mark.parametrize(('name', 'version'), CASES)
 def test_damaged_tensors_are_refused(name, version, tmp_path, record_property):
     first = CASES.index((name, version))
     tally = Tally()
@@ -421,6 +426,57 @@ def test_damaged_tensors_are_refused(name, version, tmp_path, record_property):
             load = rng.choice(doors(container, name, kind))
             allowed = ('loaded', 'refused') if kind in ACCEPTABLE else ('refused',)
             tally.add(f'{case}, {load.__name__}', end(load, source, name, version), allowed)
+    tally.check(record_property)
+
+
+def nan_values(rng, content, key):
+    content[key] = content[key].clone(memory_format=torch.contiguous_format)
+    content[key].view(-1)[rng.randrange(content[key].numel())] = rng.choice(
+        (float('nan'), float('inf'), float('-inf'))
+    )
+
+
+def strictly(model: ConvNextBackbone, source: object) -> None:
+    load_checkpoint(model, source, strict=True)
+
+
+@pytest.mark.parametrize(('name', 'version'), CASES)
+def test_values_that_are_not_finite_are_refused_if_strict(name, version, tmp_path, record_property):
+    tally = Tally()
+    tally.add('undamaged', end(strictly, undamaged(name, version), name, version), ('loaded',))
+    for container in (keep_dict, write_zip, write_safetensors):
+        case = f'{name}, version {version}, {container.__name__}'
+        content = damaged_tensors(name, version, nan_values, random.Random(case))
+        source = container(content, tmp_path)
+        tally.add(case, end(strictly, source, name, version), ('refused',))
+    tally.check(record_property)
+
+
+def half_a_teacher(rng: random.Random, name: str, version: int) -> dict:
+    """A student, and a teacher that has lost between one and most of its tensors."""
+    teacher = undamaged(name, version)
+    names = backbone_names(name, version)
+    student = {key: tensor + 1 if key in names else tensor for key, tensor in teacher.items()}
+    for key in rng.sample(names, rng.choice((1, len(names) // 3, 2 * len(names) // 3))):
+        del teacher[key]
+    if rng.random() < 0.5:
+        return dict(teacher=teacher, student=student)
+    return {
+        f'{who}.{key}': tensor
+        for who, tensors in (('teacher', teacher), ('student', student))
+        for key, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(('name', 'version'), CASES)
+def test_a_damaged_teacher_beside_a_student_is_refused(name, version, tmp_path, record_property):
+    tally = Tally()
+    for number in range(4):
+        case = f'{name}, version {version}, half_a_teacher, {number}'
+        source = half_a_teacher(random.Random(case), name, version)
+        if number % 2:
+            source = write_zip(source, tmp_path)
+        tally.add(case, end(by_function, source, name, version), ('refused',))
     tally.check(record_property)
 
 
@@ -520,7 +576,7 @@ def forget_a_shard(rng, folder, shard_of):
 
 
 def leave_the_folder(rng, folder, shard_of):
-    """A file outside of the folder, with other weights."""
+    """A file outside of the folder."""
     (folder / 'model-1.safetensors').rename(folder.parent / f'{folder.name}.safetensors')
     for key, shard in shard_of.items():
         if shard == 'model-1.safetensors':
