@@ -406,7 +406,8 @@ def test_undamaged_checkpoints_load(name, version, tmp_path):
         folder = tmp_path / container.__name__
         folder.mkdir()
         source = container(undamaged(name, version), folder)
-        for load in doors(container, name, remove):
+        loads = doors(container, name, remove)
+        for load in loads if container is keep_dict else loads[:1]:
             ending = end(load, source, name, version)
             assert ending == 'loaded', (container.__name__, load.__name__)
 
