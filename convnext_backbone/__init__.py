@@ -11,6 +11,9 @@ Importing the package has these effects:
   unpickler also accepts the classes in those files. ``weights_only`` stays on, and ``torch.load``
   in other code behaves as before (while a file is read, other threads accept the same classes). See
   ``checkpoint/mmengine_files.py``.
+- A module that gets a model of this package as a part gets a check, too: its ``load_state_dict``
+  refuses what the model would refuse before it loads any other part. See
+  ``checkpoint/larger_models.py``.
 
 ``import convnext_backbone.data`` registers data and metrics for training classifiers.
 """
@@ -34,7 +37,13 @@ else:
     check_version('torch', torch.__version__)
     check_version('mmengine', mmengine.__version__)
 
-from .checkpoint import LoadReport, infer_arch, load_checkpoint, register_loader
+from .checkpoint import (
+    LoadReport,
+    guard_larger_models,
+    infer_arch,
+    load_checkpoint,
+    register_loader,
+)
 from .engine import (
     ConvNextLayerDecayOptimWrapperConstructor,
     ConvNextLayoutHook,
@@ -83,3 +92,4 @@ __all__ = [
 ]
 
 register_loader()
+guard_larger_models()

@@ -81,7 +81,9 @@ def load_checkpoint(
     return report
 
 
-def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str) -> None:
+def adopt_state_dict(
+    target: Target, state_dict: dict[str, Tensor], prefix: str, log: bool = True
+) -> None:
     """Renames the tensors under a key prefix of a state dict to the model's own names, in place.
 
     :meth:`LoadsAnyCheckpoint._load_from_state_dict` calls this if a state dict is loaded into the
@@ -93,6 +95,7 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
         target: The model.
         state_dict: The state dict; it is changed.
         prefix: Key prefix of the model in the state dict.
+        log: Whether to log what is loaded. Default: True.
 
     Raises:
         CheckpointError: If tensors of the model are missing or do not fit, or if unknown tensors
@@ -101,7 +104,7 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
     given = {
         name.removeprefix(prefix): tensor
         for name, tensor in state_dict.items()
-        if name.startswith(prefix)
+        if isinstance(name, str) and name.startswith(prefix)
     }
     own = {target.own_name(name): tensor for name, tensor in target.tensors.items()}
     if own.keys() == given.keys() and all(can_be_copied(given[name], own[name]) for name in own):
@@ -124,4 +127,5 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
     for name in given:
         del state_dict[prefix + name]
     state_dict.update({prefix + target.own_name(name): t for name, t in tensors.items()})
-    report.log()
+    if log:
+        report.log()

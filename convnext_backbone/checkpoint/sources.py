@@ -87,7 +87,7 @@ def _read_file(path: Path) -> tuple[object, str]:
         return _read_safetensors(path), 'safetensors'
     # A zip archive, or a pickle in the format of torch before 1.6.
     if head.startswith((b'PK', b'\x80')):
-        _refuse_other_archives(path)
+        _check_archive(path)
         return _read_torch(path), 'torch file'
     raise ValueError(
         f'{path} is neither a torch nor a safetensors file: it begins with {head[:24]!r}. '
@@ -113,7 +113,8 @@ def _read_torch(path: Path) -> object:
     try:
         # Training scripts save their arguments with the weights. A Namespace runs no code.
         with allowed([*MMENGINE_CLASSES, argparse.Namespace]), path.open('rb') as file:
-            return torch.load(file, map_location='cpu', weights_only=True)
+            content = torch.load(file, map_location='cpu', weights_only=True)
+            is_whole = zipfile.is_zipfile(path) or not file.read(1)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
         if culprit is None:
@@ -131,20 +132,30 @@ def _read_torch(path: Path) -> object:
         raise ValueError(
             f'{path} is truncated or damaged ({_first_line(error)}): download it again'
         ) from error
+    if not is_whole:
+        raise ValueError(f'{path} is damaged (bytes after its end): download it again')
+    return content
 
 
-def _refuse_other_archives(path: Path) -> None:
-    """Says what an intact zip archive is if it is not a file of ``torch.save``."""
+def _check_archive(path: Path) -> None:
+    """Refuses zip archives that are damaged or not written by ``torch.save``."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        # torch does not compare checksums. Files that it saved without them have zeros instead.
+        has_checksums = any(entry.CRC for entry in archive.infolist())
+        damaged = archive.testzip() if has_checksums else None
     # The folder in the archive has the name of the saved file.
     inner = {name.partition('/')[2] for name in names}
     if 'constants.pkl' in inner:
         raise ValueError(
             f'{path} is a TorchScript archive, not a checkpoint: '
             'save the state dict, torch.save(torch.jit.load(file).state_dict(), other_file)'
+        )
+    if damaged is not None:
+        raise ValueError(
+            f'{path} is damaged (the checksum of {damaged} differs): download it again'
         )
     if 'data.pkl' not in inner:
         raise ValueError(
@@ -173,20 +184,23 @@ def _read_shards(index: Path, address: str, use_ema: bool) -> Checkpoint:
     try:
         shard_of = json.loads(index.read_text())['weight_map']
         names = sorted(set(shard_of.values()))
+        lost = [name for name in names if not (index.parent / name).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{index} is not the index of a sharded checkpoint: it needs a weight_map with the '
             'file of every tensor'
         ) from error
-    lost = [name for name in names if not (index.parent / name).exists()]
     if lost:
         raise FileNotFoundError(
-            f'{index} needs {", ".join(lost)}, not found in its folder: download the missing files'
+            f'{index} needs {", ".join(map(repr, lost))}, not found in its folder: '
+            'download the missing files'
         )
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
         content, kind = _read_file(index.parent / name)
-        tensors |= unwrap(content, str(index.parent / name), kind).tensors
+        found = unwrap(content, str(index.parent / name), kind).tensors
+        # A shard may hold an old copy of a tensor that the index places in another one.
+        tensors |= {key: tensor for key, tensor in found.items() if shard_of.get(key, name) == name}
     absent = sorted(shard_of.keys() - tensors.keys())
     if absent:
         raise ValueError(
