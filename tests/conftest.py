@@ -19,7 +19,7 @@ NEEDS = {
     'transformers': (
         *('test_benchmark.py', 'test_checkpoint_audit.py', 'test_checkpoint_formats.py'),
         *('test_checkpoint_sources.py', 'test_checkpoint_tool.py', 'test_classifier.py'),
-        *('test_ops.py', 'test_parity.py'),
+        *('test_corruptions.py', 'test_ops.py', 'test_parity.py'),
     ),
 }
 collect_ignore = [

@@ -346,7 +346,7 @@ COMMANDS = [
     train('file cannot be a folder', '--work-dir', 'file'),
     train('is a file: choose another', '--work-dir', 'file/below'),
     train('no such checkpoint: none.pth', '--resume', 'none.pth'),
-    train('text.pth is damaged, or no checkpoint', '--resume', 'text.pth'),
+    train('text.pth is truncated or damaged', '--resume', 'text.pth'),
     train('--amp needs', '--amp', OPTIONS, 'optim_wrapper.type=ApexOptimWrapper'),
     train('no annotation file data/shapes/annotations/instances_train.json: check data_root'),
     train('set it to the folder with the classes', config=CLASSIFICATION),

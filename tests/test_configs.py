@@ -47,7 +47,7 @@ def build(path: Path) -> tuple[torch.nn.Module, dict]:
 
 def test_config_of_the_readme_builds(tmp_path):
     path = tmp_path / 'config.py'
-    path.write_text(readme_block('custom_imports'))
+    path.write_text(readme_block('mask-rcnn_r50_fpn_1x_coco'))
     model, inputs = build(path)
     assert model.backbone.channels == [96, 192, 384, 768]
     losses = model(**model.data_preprocessor(inputs, training=True), mode='loss')

@@ -418,9 +418,10 @@ def test_damaged_tensors_are_refused(name, version, tmp_path, record_property):
     tally = Tally()
     for number, kind in enumerate((*ANYWHERE, *ONLY_IN_TORCH, *ARCHITECTURE)):
         containers = TORCH_CONTAINERS if kind in ONLY_IN_TORCH else CONTAINERS
-        for container in {containers[(first + number) % len(containers)]: 0, keep_dict: 0}:
+        in_a_file = containers[(first + number) % len(containers)]
+        for container in (in_a_file, keep_dict)[(first + number) % 2 :]:
             folder = tmp_path / f'{number}{container.__name__}'
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             case = f'{name}, version {version}, {kind.__name__}, {container.__name__}'
             rng = random.Random(case)
             source = container(damaged_tensors(name, version, kind, rng), folder)

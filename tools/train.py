@@ -28,7 +28,7 @@ def enable_amp(cfg: Config) -> None:
 def check_amp(cfg: Config) -> None:
     """Raises a ValueError if mmengine's mixed precision cannot run on this machine."""
     device = get_device()
-    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and device in ('cpu', 'mps'):
+    if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper' and device in ('cpu', 'mps'):
         raise ValueError(
             f"mmengine's AmpOptimWrapper needs a GPU, this machine has only {device}: leave out "
             '--amp, or set optim_wrapper.type=OptimWrapper without loss_scale'

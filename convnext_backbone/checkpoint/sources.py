@@ -141,11 +141,17 @@ def _check_archive(path: Path) -> None:
     """Refuses zip archives that are damaged or not written by ``torch.save``."""
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        # torch does not compare checksums. Files that it saved without them have zeros instead.
-        has_checksums = any(entry.CRC for entry in archive.infolist())
-        damaged = archive.testzip() if has_checksums else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            # torch does not compare checksums. Files that it saved without them have zeros instead.
+            has_checksums = any(entry.CRC for entry in archive.infolist())
+            damaged = archive.testzip() if has_checksums else None
+    # Damaged bytes can make the reader raise many exceptions.
+    except Exception as error:
+        raise ValueError(
+            f'{path} is truncated or damaged ({_first_line(error)}): download it again'
+        ) from error
     # The folder in the archive has the name of the saved file.
     inner = {name.partition('/')[2] for name in names}
     if 'constants.pkl' in inner:
@@ -192,8 +198,7 @@ def _read_shards(index: Path, address: str, use_ema: bool) -> Checkpoint:
         ) from error
     if lost:
         raise FileNotFoundError(
-            f'{index} needs {", ".join(map(repr, lost))}, not found in its folder: '
-            'download the missing files'
+            f'{index} needs {", ".join(lost)}, not found in its folder: download the missing files'
         )
     tensors: dict[str, torch.Tensor] = {}
     for name in names:

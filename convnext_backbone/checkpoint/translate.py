@@ -174,6 +174,13 @@ def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str,
         # many tensors are damaged, and other weights must not replace them.
         if 2 * count >= best or _words(prefix) & set(AVERAGED_PREFIXES):
             formats.setdefault(prefix, key)
+    main_prefix, main_key = next(iter(formats.items()))
+    for key, prefix in counts:
+        # Averaged weights that have lost all depthwise convolutions are no other network: all their
+        # names are names of the main one, too.
+        is_averaged = key == main_key and _words(prefix) & set(AVERAGED_PREFIXES)
+        if is_averaged and _under(tensors, prefix) <= _under(tensors, main_prefix):
+            formats.setdefault(prefix, key)
     averaged = [p for p in formats if _words(p) & set(AVERAGED_PREFIXES)]
     others = [p for p in formats if p not in averaged]
     wanted = (averaged or others) if checkpoint.use_ema else (others or averaged)
@@ -187,6 +194,10 @@ def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str,
         f'{checkpoint.source} holds several ConvNeXts, with the key prefixes '
         f'{listed(sorted(formats))}: choose one with prefix=...'
     )
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> set[str]:
+    return {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
 
 
 def _words(prefix: str) -> set[str]:
