@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,17 @@ class Arch:
         hidden_sizes: Number of channels in each stage.
         use_grn: Whether the blocks have global response normalisation (ConvNeXt V2).
         has_layer_scale: Whether the blocks have a layer scale (ConvNeXt V1).
+        norm_eps: Added to the variance by the norms of stem, downsamplings, blocks and feature
+            maps. Architectures that differ only in this or the next number are equal.
+        final_norm_eps: Added to the variance by the norm of the pooled features.
     """
 
     depths: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     use_grn: bool = False
     has_layer_scale: bool = True
+    norm_eps: float = field(default=1e-6, compare=False)
+    final_norm_eps: float = field(default=1e-12, compare=False)
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -68,7 +73,8 @@ class Arch:
 
 
 # From ConvNeXt (section 3 and official repository) and ConvNeXt V2 (appendix A). The four smallest
-# V1 models have the depths and sizes of V2 models, but V1 blocks.
+# V1 models have the depths and sizes of V2 models, but V1 blocks. The largest V1 model is that of
+# OpenCLIP (LAION-2B) and timm.
 _SHAPES = {
     'atto': ((2, 2, 6, 2), (40, 80, 160, 320)),
     'femto': ((2, 2, 6, 2), (48, 96, 192, 384)),
@@ -79,13 +85,21 @@ _SHAPES = {
     'base': ((3, 3, 27, 3), (128, 256, 512, 1024)),
     'large': ((3, 3, 27, 3), (192, 384, 768, 1536)),
     'xlarge': ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+    'xxlarge': ((3, 4, 30, 3), (384, 768, 1536, 3072)),
     'huge': ((3, 3, 27, 3), (352, 704, 1408, 2816)),
 }
-_V1 = ('atto', 'femto', 'pico', 'nano', 'tiny', 'small', 'base', 'large', 'xlarge')
+_V1 = ('atto', 'femto', 'pico', 'nano', 'tiny', 'small', 'base', 'large', 'xlarge', 'xxlarge')
 _V2 = ('atto', 'femto', 'pico', 'nano', 'tiny', 'base', 'large', 'huge')
 
+
+def with_known_eps(arch: Arch) -> Arch:
+    """Sets the eps of all norms to that of xxlarge if the depths and sizes are its own."""
+    is_xxlarge = (arch.depths, arch.hidden_sizes) == _SHAPES['xxlarge']
+    return replace(arch, norm_eps=1e-5, final_norm_eps=1e-5) if is_xxlarge else arch
+
+
 ARCHS = {
-    **{name: Arch(*_SHAPES[name]) for name in _V1},
+    **{name: with_known_eps(Arch(*_SHAPES[name])) for name in _V1},
     **{f'v2-{name}': Arch(*_SHAPES[name], use_grn=True, has_layer_scale=False) for name in _V2},
 }
 
@@ -142,4 +156,4 @@ def _look_up(arch: str | Mapping) -> Arch:
             'depths and hidden_sizes must be positive integers, '
             f'got depths {depths} and hidden_sizes {hidden_sizes}'
         )
-    return Arch(depths, hidden_sizes)
+    return with_known_eps(Arch(depths, hidden_sizes))

@@ -380,7 +380,7 @@ def test_models_that_cannot_be_loaded_are_refused():
 
 
 @pytest.mark.parametrize(
-    'arch', ['atto', 'nano', 'small', 'xlarge', 'v2-atto', 'v2-base', 'v2-huge']
+    'arch', ['atto', 'nano', 'small', 'xlarge', 'xxlarge', 'v2-atto', 'v2-base', 'v2-huge']
 )
 def test_named_architectures_are_recognised(arch):
     scale = None if arch.startswith('v2') else 1e-6

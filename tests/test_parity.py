@@ -93,3 +93,20 @@ def test_state_dict_loads_back_into_transformers(family):
     reference.load_state_dict(randomize(model, seed=7).state_dict(), strict=True)
     images = torch.randn(1, 3, 32, 32)
     assert_close(model(images)[-1], reference(images).feature_maps[-1])
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_maps_of_a_flat_image_agree_for_another_eps(fused):
+    """Their variance over the channels is small, so that eps matters."""
+    model, reference = build_pair('v1', ALL_FEATURES)
+    other = small_backbone(out_features=ALL_FEATURES, norm_eps=1e-3, fused=fused)
+    other.load_state_dict(model.state_dict())
+    for module in reference.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-3
+    image = torch.full((1, 3, 64, 64), 1e-2)
+    expected = reference(image).feature_maps
+    for actual, theirs in zip(other(image), expected, strict=True):
+        assert_close(actual, theirs)
+    default = model(image)[0]
+    assert (default - expected[0]).norm() > 1e-3 * expected[0].norm()

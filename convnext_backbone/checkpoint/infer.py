@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..arch import Arch
+from ..arch import Arch, with_known_eps
 from .names import Name, listed, parse_native
 from .sources import Source, read_checkpoint
 from .translate import translate
@@ -71,9 +71,10 @@ def read_arch(tensors: Mapping[str, Tensor]) -> Arch:
         if (name.part, name.leaf) in _VECTORS:
             widths.setdefault(name.stage, Counter())[tensor.numel()] += 1
     stages = range(max(depths, default=-1) + 1)
-    return Arch(
+    arch = Arch(
         depths=tuple(depths[i] for i in stages),
         hidden_sizes=tuple(widths[i].most_common(1)[0][0] if i in widths else 0 for i in stages),
         use_grn='grn_weight' in parts,
         has_layer_scale='layer_scale' in parts,
     )
+    return with_known_eps(arch)

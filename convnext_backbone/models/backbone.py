@@ -48,7 +48,8 @@ class ConvNextBackbone(ConvNextBase):
             trainable.
         **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
             ``patch_size``, ``hidden_act``, ``use_grn``, ``drop_path_rate``,
-            ``layer_scale_init_value``, ``with_cp``, ``adapt_stem``, ``fused``, ``init_cfg``.
+            ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``, ``with_cp``,
+            ``adapt_stem``, ``fused``, ``init_cfg``.
 
     Attributes:
         stage_names: ``('stem', 'stage1', ..., 'stageN')`` of the architecture.
@@ -92,6 +93,7 @@ class ConvNextBackbone(ConvNextBase):
             {
                 name: ConvNextLayerNorm(
                     channels,
+                    eps=self.arch.norm_eps,
                     data_format='channels_first',
                     contiguous=True,
                     fused=base_args.get('fused'),
@@ -99,6 +101,13 @@ class ConvNextBackbone(ConvNextBase):
                 for name, channels in zip(names, self.channels, strict=True)
             }
         )
+        layer_norm_eps = base_args.get('layer_norm_eps')
+        if layer_norm_eps not in (None, self.arch.norm_eps):
+            warnings.warn(
+                f'layer_norm_eps={layer_norm_eps} is for the norm of pooled features, which '
+                f'ConvNextBackbone does not have: its norms have norm_eps={self.arch.norm_eps}',
+                stacklevel=2,
+            )
         self._freeze_stages()
 
     def forward(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ..arch import resolve_arch
 from ..checkpoint import LoadsAnyCheckpoint, Target
 from .blocks import ConvNextEmbeddings
-from .checks import check_finite, check_flag, check_integer, check_rate
+from .checks import check_finite, check_flag, check_integer, check_positive, check_rate
 from .encoder import ConvNextEncoder
 
 
@@ -20,7 +21,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
     :data:`convnext_backbone.checkpoint.formats.FORMATS` load completely or not at all.
 
     Args:
-        arch: A name of :data:`convnext_backbone.arch.ARCHS` (``'atto'`` ... ``'xlarge'``,
+        arch: A name of :data:`convnext_backbone.arch.ARCHS` (``'atto'`` ... ``'xxlarge'``,
             ``'v2-atto'`` ... ``'v2-huge'``) or ``dict(depths=..., hidden_sizes=...)``.
             Default: ``'tiny'``.
         num_channels: Number of image channels. Default: 3.
@@ -32,6 +33,13 @@ class ConvNextBase(LoadsAnyCheckpoint):
             linearly from 0. Default: 0.
         layer_scale_init_value: Initial value of the layer scale. With 0 or None there is no layer
             scale; V2 blocks never have one. Default: 1e-6.
+        norm_eps: Added to the variance by the norms of stem, downsamplings, blocks and feature
+            maps. Default: None, the number of the architecture: 1e-5 for ``'xxlarge'``, 1e-6 for
+            all others.
+        layer_norm_eps: Added to the variance by the norm of the pooled features, as in Hugging
+            Face. Default: None, the number of the architecture: 1e-5 for ``'xxlarge'``, 1e-12 for
+            all others. The backbone has no such norm. It takes the argument as the result of
+            :func:`convnext_backbone.infer_arch` may contain it.
         with_cp: Whether each block recomputes its activations in the backward pass instead of
             keeping them (gradient checkpointing). Default: False.
         adapt_stem: Whether a checkpoint for RGB images may be loaded with another ``num_channels``:
@@ -51,6 +59,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
     Attributes:
         arch: The :class:`convnext_backbone.arch.Arch`.
         patch_size: Stride of the stem in pixels.
+        hidden_act: Name of the activation.
         stride: Stride of the deepest built stage in pixels. Images must not be smaller.
 
     Raises:
@@ -68,6 +77,8 @@ class ConvNextBase(LoadsAnyCheckpoint):
         use_grn: bool | None = None,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
+        norm_eps: float | None = None,
+        layer_norm_eps: float | None = None,
         with_cp: bool = False,
         adapt_stem: bool = False,
         fused: bool | None = None,
@@ -79,6 +90,8 @@ class ConvNextBase(LoadsAnyCheckpoint):
         check_flag('use_grn', use_grn, optional=True)
         check_rate('drop_path_rate', drop_path_rate)
         check_finite('layer_scale_init_value', layer_scale_init_value)
+        check_positive('norm_eps', norm_eps)
+        check_positive('layer_norm_eps', layer_norm_eps)
         check_flag('with_cp', with_cp)
         check_flag('adapt_stem', adapt_stem)
         if not isinstance(init_cfg, (dict, list, tuple)) and init_cfg is not None:
@@ -87,11 +100,21 @@ class ConvNextBase(LoadsAnyCheckpoint):
                 "checkpoint, use dict(type='Pretrained', checkpoint=...)"
             )
         super().__init__(init_cfg=init_cfg)
-        self.arch = resolve_arch(arch, use_grn, has_layer_scale=bool(layer_scale_init_value))
+        found = resolve_arch(arch, use_grn, has_layer_scale=bool(layer_scale_init_value))
+        self.arch = replace(
+            found,
+            norm_eps=norm_eps or found.norm_eps,
+            final_norm_eps=layer_norm_eps or found.final_norm_eps,
+        )
         self.patch_size = patch_size
+        self.hidden_act = hidden_act
         self.adapt_stem = adapt_stem
         self.embeddings = ConvNextEmbeddings(
-            num_channels, self.arch.hidden_sizes[0], patch_size, fused=fused
+            num_channels,
+            self.arch.hidden_sizes[0],
+            patch_size,
+            norm_eps=self.arch.norm_eps,
+            fused=fused,
         )
         self.encoder = ConvNextEncoder(
             self.arch.depths,
@@ -101,6 +124,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
             hidden_act=hidden_act,
             use_grn=self.arch.use_grn,
             layer_scale_init_value=layer_scale_init_value if self.arch.has_layer_scale else None,
+            norm_eps=self.arch.norm_eps,
             with_cp=with_cp,
             fused=fused,
         )

@@ -41,6 +41,7 @@ class ConvNextEmbeddings(nn.Module):
         num_channels: Number of image channels. Default: 3.
         hidden_size: Number of channels of the embedding, C. Default: 96.
         patch_size: Side of a patch in pixels, P. Default: 4.
+        norm_eps: Added to the variance by the norm. Default: 1e-6.
         fused: As in :class:`ConvNextLayerNorm`. Default: None.
 
     Shape:
@@ -52,6 +53,7 @@ class ConvNextEmbeddings(nn.Module):
         num_channels: int = 3,
         hidden_size: int = 96,
         patch_size: int = 4,
+        norm_eps: float = 1e-6,
         fused: bool | None = None,
     ) -> None:
         super().__init__()
@@ -59,7 +61,9 @@ class ConvNextEmbeddings(nn.Module):
         self.patch_embeddings = nn.Conv2d(
             num_channels, hidden_size, kernel_size=patch_size, stride=patch_size
         )
-        self.layernorm = ConvNextLayerNorm(hidden_size, data_format='channels_first', fused=fused)
+        self.layernorm = ConvNextLayerNorm(
+            hidden_size, eps=norm_eps, data_format='channels_first', fused=fused
+        )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embeds a batch of images.
@@ -93,6 +97,7 @@ class ConvNextLayer(nn.Module):
             or None there is no such parameter. Default: 1e-6.
         with_cp: Whether the backward pass recomputes activations instead of keeping them (gradient
             checkpointing). Default: False.
+        norm_eps: Added to the variance by the norm. Default: 1e-6.
         fused: True runs the block fused if possible, False always runs its modules. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if
             it is not set).
@@ -124,6 +129,7 @@ class ConvNextLayer(nn.Module):
         use_grn: bool = False,
         layer_scale_init_value: float | None = 1e-6,
         with_cp: bool = False,
+        norm_eps: float = 1e-6,
         fused: bool | None = None,
     ) -> None:
         super().__init__()
@@ -132,7 +138,7 @@ class ConvNextLayer(nn.Module):
         check_flag('with_cp', with_cp)
         check_flag('fused', fused, optional=True)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
-        self.layernorm = ConvNextLayerNorm(dim)
+        self.layernorm = ConvNextLayerNorm(dim, eps=norm_eps)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.act = ACTIVATIONS[hidden_act]()
         self.grn = ConvNextGRN(4 * dim) if use_grn else nn.Identity()

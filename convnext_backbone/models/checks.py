@@ -58,5 +58,17 @@ def check_finite(name: str, value: object) -> None:
         raise ValueError(f'{name} must be finite, got {value}')
 
 
+def check_positive(name: str, value: object) -> None:
+    """Refuses everything but a positive finite number or None.
+
+    Raises:
+        TypeError: If the value is neither a number nor None.
+        ValueError: If it is not positive, infinite or not a number (NaN).
+    """
+    check_finite(name, value)
+    if _is_number(value) and value <= 0:
+        raise ValueError(f'{name} must be positive, got {value}')
+
+
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -23,6 +23,7 @@ class ConvNextStage(nn.Module):
         stride: Factor S that divides the resolution. Default: 2. With 1 and equal numbers of input
             and output channels, there is no downsampling.
         drop_path_rates: One rate per layer. Default: None, all 0.
+        norm_eps: Added to the variance by the norms. Default: 1e-6.
         fused: As in :class:`ConvNextLayer`, for the layers and the norm. Default: None.
         **layer_args: Passed to every :class:`ConvNextLayer`.
 
@@ -40,6 +41,7 @@ class ConvNextStage(nn.Module):
         depth: int = 2,
         stride: int = 2,
         drop_path_rates: Sequence[float] | None = None,
+        norm_eps: float = 1e-6,
         fused: bool | None = None,
         **layer_args,
     ) -> None:
@@ -52,13 +54,17 @@ class ConvNextStage(nn.Module):
         downsampling: list[nn.Module] = []
         if in_channels != out_channels or stride > 1:
             downsampling = [
-                ConvNextLayerNorm(in_channels, data_format='channels_first', fused=fused),
+                ConvNextLayerNorm(
+                    in_channels, eps=norm_eps, data_format='channels_first', fused=fused
+                ),
                 nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride),
             ]
         self.downsampling_layer = nn.Sequential(*downsampling)
         self.layers = nn.Sequential(
             *(
-                ConvNextLayer(out_channels, drop_path=rate, fused=fused, **layer_args)
+                ConvNextLayer(
+                    out_channels, drop_path=rate, norm_eps=norm_eps, fused=fused, **layer_args
+                )
                 for rate in rates
             )
         )
@@ -79,7 +85,7 @@ class ConvNextEncoder(nn.Module):
         hidden_sizes: Number of channels of each stage.
         drop_path_rate: Rate of the last block. Default: 0.
         num_stages: Number of stages to build, from the first one. Default: None, all.
-        **layer_args: Passed to every :class:`ConvNextStage`, such as ``fused`` or ``hidden_act``.
+        **layer_args: Passed to every :class:`ConvNextStage`, such as ``fused`` or ``norm_eps``.
 
     Shape:
         Input: ``(N, hidden_sizes[0], H, W)``; output of stage k, counted from 0:

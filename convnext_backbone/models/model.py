@@ -36,10 +36,10 @@ class ConvNextModel(ConvNextBase):
 
     Args:
         arch: As in :class:`ConvNextBase`. Default: ``'tiny'``.
-        layer_norm_eps: Added to the variance by the norm of the pooled features. Default: 1e-12.
         **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
             ``patch_size``, ``hidden_act``, ``use_grn``, ``drop_path_rate``,
-            ``layer_scale_init_value``, ``with_cp``, ``adapt_stem``, ``fused``, ``init_cfg``.
+            ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``, ``with_cp``,
+            ``adapt_stem``, ``fused``, ``init_cfg``.
 
     Attributes:
         hidden_size: Number of channels of the pooled features, C.
@@ -49,12 +49,10 @@ class ConvNextModel(ConvNextBase):
         TypeError: If an argument has the wrong type.
     """
 
-    def __init__(
-        self, arch: str | Mapping = 'tiny', *, layer_norm_eps: float = 1e-12, **base_args
-    ) -> None:
+    def __init__(self, arch: str | Mapping = 'tiny', **base_args) -> None:
         super().__init__(arch, num_stages=None, **base_args)
         self.hidden_size = self.arch.hidden_sizes[-1]
-        self.layernorm = ConvNextLayerNorm(self.hidden_size, eps=layer_norm_eps)
+        self.layernorm = ConvNextLayerNorm(self.hidden_size, eps=self.arch.final_norm_eps)
 
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool = False
