@@ -344,6 +344,9 @@ def test_copies_and_pickles_are_equal_and_independent():
         assert torch.equal(other(images)[0], expected)
 
 
+NESTED = torch.nested.nested_tensor([torch.ones(3, 64, 64)], layout=torch.jagged)
+
+
 @pytest.mark.parametrize(
     ('images', 'error', 'message'),
     [
@@ -351,6 +354,8 @@ def test_copies_and_pickles_are_equal_and_independent():
         (torch.ones(3, 64, 64), ValueError, r'4-D tensor \(N, C, H, W\), got shape \(3, 64, 64\)'),
         (torch.ones(1, 4, 64, 64), ValueError, '4 channels.*built for 3'),
         (torch.ones(1, 3, 64, 64, dtype=torch.uint8), TypeError, 'floating point, got torch.uint8'),
+        (torch.ones(1, 3, 64, 64).to_sparse(), TypeError, r'torch.sparse_coo.*to_dense\(\)'),
+        (NESTED, TypeError, 'layout nested.*pad nested images'),
         (torch.ones(1, 3, 64, 64, dtype=torch.cfloat), TypeError, 'got torch.complex64'),
         (torch.ones(1, 3, 31, 64), ValueError, '31x64 are too small for stage4.*32x32'),
         (torch.ones(1, 3, 64, 31), ValueError, '64x31 are too small for stage4.*32x32'),
