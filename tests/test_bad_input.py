@@ -210,6 +210,18 @@ FORWARDS = [
         TypeError,
         'floating point, got torch.uint8: convert and normalise them',
     ),
+    images(
+        'sparse',
+        lambda: torch.ones(1, 3, 64, 64).to_sparse(),
+        TypeError,
+        r'torch.sparse_coo.*to_dense\(\)',
+    ),
+    images(
+        'nested',
+        lambda: torch.nested.nested_tensor([torch.ones(3, 64, 64)], layout=torch.jagged),
+        TypeError,
+        'layout nested.*pad nested images',
+    ),
     images('complex', lambda: torch.ones(1, 3, 64, 64).cfloat(), TypeError, 'got torch.complex64'),
     images('31x64', lambda: torch.ones(1, 3, 31, 64), ValueError, '31x64 are too small.*32x32'),
     images('64x31', lambda: torch.ones(1, 3, 64, 31), ValueError, '64x31 are too small.*32x32'),

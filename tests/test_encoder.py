@@ -25,6 +25,11 @@ def test_stage_needs_one_rate_per_layer():
         ConvNextStage(8, 8, depth=2, drop_path_rates=[0.0, 0.1, 0.2])
 
 
+def test_a_wrong_rate_is_reported_as_given():
+    with pytest.raises(ValueError, match=r'drop_path_rate must be in \[0, 1\), got -0.1$'):
+        ConvNextEncoder(**SMALL, drop_path_rate=-0.1)
+
+
 def test_rates_rise_linearly_over_all_blocks():
     encoder = ConvNextEncoder(**SMALL, drop_path_rate=0.3)
     assert rates(encoder) == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])

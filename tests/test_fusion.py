@@ -16,6 +16,7 @@ from convnext_backbone import (
     ConvNextBackbone,
     ConvNextDropPath,
     ConvNextForImageClassification,
+    ConvNextGRN,
     ConvNextLayer,
     ConvNextLayerNorm,
     ConvNextModel,
@@ -213,6 +214,74 @@ def test_replaced_forward(layer, features, log):
     assert_runs_modules(layer, features, log, 'the forward of their layernorm was replaced')
 
 
+@pytest.mark.parametrize(
+    ('part', 'method'), [('layernorm', 'normalize'), ('dwconv', '_conv_forward')], ids=str
+)
+def test_replaced_method(layer, features, log, part, method):
+    inner = getattr(layer, part)
+    original = getattr(inner, method)
+    setattr(inner, method, lambda *args: 2 * original(*args))
+    assert_runs_modules(layer, features, log, f'the {method} of their {part} was replaced')
+
+
+def test_replaced_class_of_a_module(layer, features, log):
+    class Doubled(nn.Linear):
+        def forward(self, rows):
+            return 2 * super().forward(rows)
+
+    layer.pwconv1.__class__ = Doubled
+    assert_runs_modules(layer, features, log, 'their pwconv1 was replaced by Doubled')
+
+
+PATCHED = [
+    *((nn.Module, '__call__'), (nn.Conv2d, 'forward'), (nn.Conv2d, '_conv_forward')),
+    *((nn.Linear, 'forward'), (nn.GELU, 'forward'), (nn.functional, 'linear')),
+    *((nn.functional, 'gelu'), (nn.functional, 'layer_norm'), (nn.functional, 'conv2d')),
+    *((ConvNextLayerNorm, 'forward'), (ConvNextLayerNorm, 'normalize')),
+    *((ConvNextGRN, 'forward'), (ConvNextDropPath, 'forward')),
+]
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'), PATCHED, ids=lambda value: getattr(value, '__name__', value)
+)
+def test_patched_functions_are_called(features, log, monkeypatch, owner, name):
+    layer, calls = randomize(ConvNextLayer(16, use_grn=True)), []
+    original = getattr(owner, name)
+
+    def patch(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, patch)
+    assert_runs_modules(layer, features, log, f'{owner.__name__}.{name} was patched')
+    assert calls
+
+
+def test_a_patched_run_modules_is_called(layer, features, log, monkeypatch):
+    monkeypatch.setattr(ConvNextLayer, 'run_modules', lambda self, features: 2 * features)
+    assert torch.equal(layer(features), 2 * features)
+    assert 'ConvNextLayer.run_modules was patched' in log()[0]
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'), [(ConvNextLayerNorm, 'normalize'), (nn.functional, 'layer_norm')]
+)
+def test_a_norm_of_maps_calls_patched_functions(features, monkeypatch, owner, name):
+    norm = randomize(ConvNextLayerNorm(16, data_format='channels_first'))
+    monkeypatch.setattr(owner, name, lambda *args: args[owner is ConvNextLayerNorm] * 2)
+    assert torch.equal(norm(features), 2 * features)
+
+
+def test_a_function_that_was_patched_before_is_noticed(monkeypatch):
+    with monkeypatch.context() as patches:
+        patches.setattr(fusion, '_replaced', {})
+        patches.setattr(nn.Linear, 'forward', lambda self, rows: rows)
+        fusion.fused_replaces(nn.Linear, 'forward')
+        assert fusion.obstacle_in_functions() == 'Linear.forward was patched'
+    assert fusion.obstacle_in_functions() is None
+
+
 @pytest.mark.parametrize('part', ['dwconv', 'layernorm', 'pwconv1', 'act', 'pwconv2', 'drop_path'])
 def test_hooks_on_inner_modules_are_called(layer, features, log, part):
     calls = []
@@ -258,7 +327,7 @@ def test_another_convolution(layer, features, log, args):
     assert_runs_modules(layer, features, log, 'their dwconv is Conv2d')
 
 
-@pytest.mark.parametrize('part', ['dwconv', 'pwconv1', 'pwconv2'])
+@pytest.mark.parametrize('part', ['dwconv', 'layernorm', 'pwconv1', 'pwconv2'])
 def test_removed_bias(layer, features, log, part):
     getattr(layer, part).bias = None
     assert_runs_modules(layer, features, log, 'is missing')

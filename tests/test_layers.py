@@ -89,6 +89,19 @@ def test_layer_norm_refuses_another_format():
         ConvNextLayerNorm(4, data_format='nchw')
 
 
+@pytest.mark.parametrize('data_format', ['channels_last', 'channels_first'])
+def test_layer_norm_without_weight_or_bias(data_format):
+    norm = randomize(ConvNextLayerNorm(8, data_format=data_format))
+    x = torch.randn(2, 8, 8, 8)
+    truth = norm(x)
+    shape = (1, 8, 1, 1) if data_format == 'channels_first' else (8,)
+    weight, bias = norm.weight.view(shape), norm.bias.view(shape)
+    norm.bias = None
+    torch.testing.assert_close(norm(x), truth - bias, rtol=1e-4, atol=1e-5)
+    norm.weight = None
+    torch.testing.assert_close(weight * norm(x), truth - bias, rtol=1e-4, atol=1e-5)
+
+
 def test_grn_follows_its_equation():
     grn = randomize(ConvNextGRN(5)).double()
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from ..arch import resolve_arch
 from ..checkpoint import LoadsAnyCheckpoint, Target
 from .blocks import ConvNextEmbeddings
-from .checks import check_finite, check_flag, check_integer, check_positive, check_rate
+from .checks import check_finite, check_flag, check_integer, check_positive
 from .encoder import ConvNextEncoder
 
 
@@ -88,7 +89,6 @@ class ConvNextBase(LoadsAnyCheckpoint):
         check_integer('num_channels', num_channels, at_least=1)
         check_integer('patch_size', patch_size, at_least=1)
         check_flag('use_grn', use_grn, optional=True)
-        check_rate('drop_path_rate', drop_path_rate)
         check_finite('layer_scale_init_value', layer_scale_init_value)
         check_positive('norm_eps', norm_eps)
         check_positive('layer_norm_eps', layer_norm_eps)
@@ -171,6 +171,12 @@ def initialize(module: nn.Module) -> None:
 def _check_images(pixel_values: Tensor, smallest: int, deepest: str) -> None:
     if not isinstance(pixel_values, Tensor):
         raise TypeError(f'the images must be a tensor, got {type(pixel_values).__name__}')
+    if pixel_values.is_nested or pixel_values.layout is not torch.strided:
+        layout = 'nested' if pixel_values.is_nested else pixel_values.layout
+        raise TypeError(
+            f'the images must be an ordinary tensor, got one with layout {layout}: '
+            'convert sparse images with to_dense(), and pad nested images to one size'
+        )
     if pixel_values.ndim != 4:
         raise ValueError(
             f'the images must be a 4-D tensor (N, C, H, W), got shape {tuple(pixel_values.shape)}'

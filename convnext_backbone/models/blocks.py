@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import BlockParameters, BlockSettings, fused_block, kernels_title
+from ..ops import BlockParameters, BlockSettings, fused_block, is_transformed, kernels_title
 from .checks import check_flag
 from .drop_path import ConvNextDropPath
 from .fusion import (
+    fused_replaces,
     is_traced,
     log_once,
+    obstacle_in_functions,
     obstacle_in_modules,
     obstacle_in_switch,
     obstacle_in_tensors,
@@ -77,8 +79,9 @@ class ConvNextEmbeddings(nn.Module):
                 f'{self.num_channels}: build the model with num_channels={pixel_values.shape[1]}, '
                 f'or pass images of shape (N, {self.num_channels}, H, W)'
             )
-        images = pixel_values.contiguous(memory_format=torch.channels_last)
-        return self.layernorm(self.patch_embeddings(images))
+        if not is_transformed():  # vmap knows no memory formats
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        return self.layernorm(self.patch_embeddings(pixel_values))
 
 
 class ConvNextLayer(nn.Module):
@@ -162,7 +165,8 @@ class ConvNextLayer(nn.Module):
                 if obstacle is None:
                     return self._run_fused(hidden_states, parameters)
             log_once(f'ConvNeXt blocks run module by module: {obstacle}')
-        if self.with_cp and torch.is_grad_enabled():
+        # The transforms of torch.func do not support gradient checkpointing.
+        if self.with_cp and torch.is_grad_enabled() and not is_transformed():
             return checkpoint(self.run_modules, hidden_states, use_reentrant=False)
         return self.run_modules(hidden_states)
 
@@ -215,7 +219,7 @@ class ConvNextLayer(nn.Module):
     def _obstacle_in_modules(self) -> str | None:
         if type(self).run_modules is not ConvNextLayer.run_modules or 'run_modules' in vars(self):
             return f'{type(self).__name__} overrides run_modules'
-        obstacle = obstacle_in_modules(self, self.FUSED_TYPES)
+        obstacle = obstacle_in_functions() or obstacle_in_modules(self, self.FUSED_TYPES)
         if obstacle is not None:
             return obstacle
         if self.act.approximate != 'none':
@@ -247,3 +251,7 @@ class ConvNextLayer(nn.Module):
             f'their tensors are {", ".join(sorted(map(str, dtypes)))} and they compute in {dtype}, '
             'but all must be float64, float32 or bfloat16'
         )
+
+
+fused_replaces(ConvNextDropPath, 'forward')
+fused_replaces(ConvNextLayer, 'run_modules')

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import ConvNextLayer
+from .checks import check_rate
 from .norms import ConvNextLayerNorm
 
 
@@ -90,6 +91,10 @@ class ConvNextEncoder(nn.Module):
     Shape:
         Input: ``(N, hidden_sizes[0], H, W)``; output of stage k, counted from 0:
         ``(N, hidden_sizes[k], H // 2**k, W // 2**k)``.
+
+    Raises:
+        ValueError: If ``drop_path_rate`` is outside [0, 1).
+        TypeError: If it is not a number.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class ConvNextEncoder(nn.Module):
         **layer_args,
     ) -> None:
         super().__init__()
+        check_rate('drop_path_rate', drop_path_rate)
         # On the CPU even under a device context: tensors on the meta device have no values.
         rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float64, device='cpu')
         in_channels = [hidden_sizes[0], *hidden_sizes]

@@ -2,6 +2,12 @@
 
 They may if they give the same result. This module checks the switch, the inner modules and the
 tensors. The classes that can run fused call these checks and add their own.
+
+``fused=False`` and ``CONVNEXT_FUSED=0`` make every block and every norm plain. Without them, the
+modules run by themselves where fused operators cannot: under the transforms of ``torch.func``
+(``vmap``, ``grad``, ``jacrev``, ...), in forward-mode differentiation, in dispatch and function
+modes, and if a module, its forward or a function that it calls was replaced. The backward pass of a
+fused operator supports ``create_graph=True``, ``is_grads_batched=True`` and transforms.
 """
 
 from __future__ import annotations
@@ -9,16 +15,25 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from types import BuiltinFunctionType, ModuleType
 
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ..ops import is_transformed
 
 # The environment variable that modules with ``fused=None`` follow, similar to TIMM_FUSED_ATTN.
 VARIABLE = 'CONVNEXT_FUSED'
 
 DEVICES = ('cpu', 'cuda')
+
+# Methods that an inner module may have as an attribute of its own.
+METHODS = ('forward', 'normalize', '_conv_forward', '_call_impl')
 
 _GLOBAL_HOOKS = (
     '_global_forward_hooks',
@@ -26,6 +41,37 @@ _GLOBAL_HOOKS = (
     '_global_backward_hooks',
     '_global_backward_pre_hooks',
 )
+
+
+# The functions that fused operators replace, as they were defined: by owner (a class or a module)
+# and name. A function that was patched before it was noted here is None.
+_replaced: dict[tuple[type | ModuleType, str], object] = {}
+
+
+def fused_replaces(owner: type | ModuleType, *names: str) -> None:
+    """Notes that fused operators replace these functions. If one is patched, modules run."""
+    home = owner.__name__ if isinstance(owner, ModuleType) else owner.__module__
+    for name in names:
+        function = getattr(owner, name)
+        defined_in = getattr(function, '__globals__', {}).get('__name__')
+        is_original = isinstance(function, BuiltinFunctionType) or defined_in == home
+        _replaced[owner, name] = function if is_original else None
+
+
+fused_replaces(nn.Module, '__call__', '_call_impl')
+fused_replaces(nn.Conv2d, 'forward', '_conv_forward')
+fused_replaces(nn.Linear, 'forward')
+fused_replaces(nn.GELU, 'forward')
+fused_replaces(nn.Identity, 'forward')
+fused_replaces(F, 'conv2d', 'linear', 'gelu', 'layer_norm')
+
+
+def obstacle_in_functions() -> str | None:
+    """Returns which function that fused operators replace was patched, or None."""
+    for (owner, name), function in _replaced.items():
+        if getattr(owner, name) is not function:
+            return f'{owner.__name__}.{name} was patched'
+    return None
 
 
 def is_traced() -> bool:
@@ -65,8 +111,9 @@ def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]
         inner = getattr(module, name)
         if type(inner) not in allowed:
             return f'their {name} was replaced by {inner}'
-        if 'forward' in vars(inner):
-            return f'the forward of their {name} was replaced'
+        if not vars(inner).keys().isdisjoint(METHODS):
+            (method, *_) = vars(inner).keys() & METHODS
+            return f'the {method} of their {name} was replaced'
         if _has_hooks(inner):
             return f'hooks are registered on their {name}'
     if any(getattr(nn.modules.module, hooks) for hooks in _GLOBAL_HOOKS):
@@ -76,20 +123,21 @@ def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]
 
 def obstacle_in_tensors(tensors: list[Tensor]) -> str | None:
     """Returns why fused operators cannot use these tensors, or None if they can."""
-    subclasses = {type(t).__name__ for t in tensors} - {'Tensor', 'Parameter'}
+    subclasses = {type(t) for t in tensors} - {Tensor, nn.Parameter}
     if subclasses:
-        return f'they are given {", ".join(sorted(subclasses))} instead of plain tensors'
+        names = sorted(subclass.__name__ for subclass in subclasses)
+        return f'they are given {", ".join(names)} instead of plain tensors'
+    if any(map(Tensor.is_neg, tensors)):
+        return 'a tensor is a view whose sign is not resolved yet: call resolve_neg()'
     devices = {t.device for t in tensors}
     if len(devices) > 1 or tensors[0].device.type not in DEVICES:
         return f'their tensors are on {", ".join(sorted(map(str, devices)))}'
     if tensors[0].numel() == 0:
         return 'the feature maps are empty'
-    if (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or _get_current_dispatch_mode() is not None
-    ):
+    if is_transformed() or _get_current_dispatch_mode() is not None:
         return 'a function transform, forward-mode differentiation or a dispatch mode is active'
+    if {type(mode) for mode in _get_current_function_mode_stack()} - {DeviceContext}:
+        return 'a function mode is active'
     return None
 
 

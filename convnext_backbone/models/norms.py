@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from ..ops import fused_norm, have_compiled_kernels, wide
 from .checks import check_flag
-from .fusion import is_traced, obstacle_in_switch, obstacle_in_tensors
+from .fusion import (
+    fused_replaces,
+    is_traced,
+    obstacle_in_functions,
+    obstacle_in_switch,
+    obstacle_in_tensors,
+)
 
 DATA_FORMATS = ('channels_last', 'channels_first')
 
@@ -56,13 +62,15 @@ class ConvNextLayerNorm(nn.LayerNorm):
         if self._can_be_fused(channels_last):
             normed = fused_norm(channels_last, self.weight, self.bias, self.eps, self.contiguous)
             return normed if self.contiguous else normed.permute(0, 3, 1, 2)
-        normed = self.normalize(channels_last).permute(0, -1, *range(1, features.ndim - 1))
+        normed = self.normalize(channels_last).permute(
+            0, features.ndim - 1, *range(1, features.ndim - 1)
+        )
         return normed.contiguous() if self.contiguous else normed
 
     def normalize(self, features: Tensor) -> Tensor:
         """Normalises over the last axis."""
         dtype = wide(features.dtype)
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        weight, bias = (t if t is None else t.to(dtype) for t in (self.weight, self.bias))
         normalized = F.layer_norm(features.to(dtype), self.normalized_shape, weight, bias, self.eps)
         return normalized.to(features.dtype)
 
@@ -76,12 +84,18 @@ class ConvNextLayerNorm(nn.LayerNorm):
             features.ndim == 4
             and not is_traced()
             and obstacle_in_switch(self.fused) is None
+            and obstacle_in_functions() is None
             and type(self).normalize is ConvNextLayerNorm.normalize
             and 'normalize' not in vars(self)
+            and self.weight is not None
+            and self.bias is not None
             and self.weight.shape == self.bias.shape == features.shape[-1:]
             and obstacle_in_tensors([features, self.weight, self.bias]) is None
             and have_compiled_kernels(features, self.weight.dtype)
         )
+
+
+fused_replaces(ConvNextLayerNorm, 'forward', 'normalize')
 
 
 class ConvNextGRN(nn.Module):
@@ -111,3 +125,6 @@ class ConvNextGRN(nn.Module):
         norm = torch.linalg.vector_norm(hidden_states, dim=(1, 2), keepdim=True, dtype=dtype)
         response = (norm / (norm.mean(dim=-1, keepdim=True) + self.eps)).to(hidden_states.dtype)
         return self.weight * (hidden_states * response) + self.bias + hidden_states
+
+
+fused_replaces(ConvNextGRN, 'forward')

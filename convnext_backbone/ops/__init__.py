@@ -8,6 +8,7 @@ from .block import fused_block
 from .native import have_compiled_kernels, kernels_title
 from .norm import fused_norm
 from .parameters import BlockParameters, BlockSettings
+from .plain import is_transformed
 from .sums import wide
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     'fused_block',
     'fused_norm',
     'have_compiled_kernels',
+    'is_transformed',
     'kernels_title',
     'wide',
 ]

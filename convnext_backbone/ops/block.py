@@ -5,9 +5,10 @@ channels), the outputs of the convolution (C) and the norm (C), the pre-activati
 activation (4C) and the branch (C, for the layer scale). This function keeps the block's input and
 the pre-activation, or only the input, and recomputes the rest.
 
-Let ``grad`` be the gradient with respect to the branch before its layer scale. The second weight
-needs ``D = grad.T @ hidden`` anyway. The gradient with respect to the layer scale is
-``((weight2 * D).sum(1) + bias2 * grad.sum(0)) / layer_scale``.
+Let ``grad`` be the gradient with respect to the branch after its layer scale. The gradient with
+respect to the second weight is ``layer_scale * D`` with ``D = grad.T @ hidden``, and that with
+respect to the layer scale is ``(weight2 * D).sum(1) + bias2 * grad.sum(0)``. So the branch is not
+needed, and scales of zero are no special case.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ from torch import Tensor
 from .mlp import Mlp
 from .native import pick_kernels
 from .parameters import BlockParameters, BlockSettings
+from .plain import backward_is_plain, plain_block, plain_gradients
 from .sums import RunningSum, wide
-
-# Replaces values near zero in the layer scale: the backward pass divides by it.
-TINY = 1e-20
 
 # Hidden activations are computed in parts of about this size, which fit into a CPU's caches.
 PART_BYTES = 2**22
@@ -41,10 +40,8 @@ def fused_block(
         parameters: The parameters of the block.
 
     Returns:
-        The output, with the shape of ``features``. It can be differentiated once.
-
-    Raises:
-        RuntimeError: In a backward pass with ``create_graph=True``.
+        The output, with the shape of ``features``. Its backward pass runs :func:`plain_block` again
+        if it is differentiated or transformed itself.
     """
     tensors = (features, *(t for t in parameters if t is not None))
     with torch.autocast(features.device.type, enabled=False):
@@ -61,17 +58,11 @@ class _FusedBlock(torch.autograd.Function):
         block = _Block(features, keep, settings, p)
         output, saved = block.output(save=not settings.lean)
         ctx.settings = settings
-        ctx.save_for_backward(features, keep, parameters[0], *p[1:], *saved)
+        ctx.save_for_backward(features, keep, *parameters, *saved)
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                'a fused ConvNeXt block can be differentiated only once, but create_graph=True '
-                'needs more: build the model with fused=False, or set the environment variable '
-                'CONVNEXT_FUSED=0 before the forward pass'
-            )
         features, keep, *tensors = ctx.saved_tensors
         count = len(BlockParameters._fields)
         parameters, saved = BlockParameters(*tensors[:count]), tensors[count:]
@@ -79,9 +70,17 @@ class _FusedBlock(torch.autograd.Function):
         names = zip(BlockParameters._fields, needs_parameters, strict=True)
         needs = {name for name, is_needed in names if is_needed}
         with torch.autocast(features.device.type, enabled=False):
+            if backward_is_plain(grad_output):
+
+                def run(features, *parameters):
+                    return plain_block(features, keep, ctx.settings, BlockParameters(*parameters))
+
+                inputs, are_needed = (features, *parameters), (needs_features, *needs_parameters)
+                grad_features, *plain = plain_gradients(run, inputs, are_needed, grad_output)
+                return grad_features, None, None, *plain
             block = _Block(features, keep, ctx.settings, _prepare(ctx.settings, parameters))
             grad_features, grads = block.gradients(
-                grad_output.contiguous(), saved, needs_features, needs
+                grad_output.resolve_neg().contiguous(), saved, needs_features, needs
             )
         return grad_features, None, None, *(grads.get(name) for name in BlockParameters._fields)
 
@@ -133,15 +132,15 @@ class _Block:
         """
         kernels, p, settings = self.kernels, self.p, self.settings
         normed, convolved = self.depthwise_norm(keep_convolved=True)
-        scale = p.layer_scale
-        if scale is not None:
-            scale = torch.where(scale.abs() < TINY, TINY, scale)
         grad_branch, grad_bias2 = kernels.branch_grad(
-            grad_output.view_as(self.rows), scale, self.keep, settings.dtype
+            grad_output.view_as(self.rows), self.keep, settings.dtype
         )
         # The loop replaces the rows of the convolution's output by the gradient with respect to it.
         rows, norm_sums = convolved.view_as(self.rows), RunningSum()
-        mlp = Mlp(kernels, settings, p, self.sample_rows)
+        scaled = p.weight2
+        if p.layer_scale is not None:
+            scaled = (p.weight2 * p.layer_scale[:, None]).to(settings.dtype)
+        mlp = Mlp(kernels, settings, p._replace(weight2=scaled), self.sample_rows)
         for i, part in enumerate(self.parts()):
             inner = saved[i] if saved else mlp.inner(normed[part])
             grad_normed = mlp.backward(grad_branch[part], normed[part], inner, needs)
@@ -153,9 +152,13 @@ class _Block:
         if p.grn_weight is not None:
             for name in ('grn_weight', 'grn_bias'):
                 grads[name] = grads[name].view_as(p.grn_weight)
-        if 'layer_scale' in needs:
-            products = kernels.row_products(p.weight2, grads['weight2'])
-            grads['layer_scale'] = (products + p.bias2 * grad_bias2) / scale
+        if p.layer_scale is not None:
+            if 'layer_scale' in needs:
+                products = kernels.row_products(p.weight2, grads['weight2'])
+                grads['layer_scale'] = products + p.bias2 * grad_bias2
+            if 'weight2' in needs:
+                grads['weight2'] = grads['weight2'] * p.layer_scale[:, None]
+            grads['bias2'] = grad_bias2 * p.layer_scale
         grads['norm_weight'], grads['norm_bias'], grads['depthwise_bias'] = norm_sums.total()
         if 'depthwise_weight' in needs:
             taps = kernels.depthwise_weight_grad(self.features, convolved)

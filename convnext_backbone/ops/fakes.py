@@ -66,9 +66,7 @@ def add_branch_(
     return None
 
 
-def branch_grad(
-    grad: Tensor, scale: Tensor | None, keep: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def branch_grad(grad: Tensor, keep: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad, dtype=dtype), _sums(grad, grad.shape[-1])
 
 

@@ -62,6 +62,7 @@ class Response:
         products = self.kernels.column_products(grad, self.hidden, len(self.scale))
         grad_ratio = self.weight * products
         grad_norm = grad_ratio - (grad_ratio * self.ratio).mean(1, keepdim=True)
-        shift = torch.where(self.norm > 0, grad_norm / (self.mean * self.norm), 0)
+        # A norm of zero has the gradient zero, but not if grad_norm is not finite.
+        shift = grad_norm / torch.where(self.norm == 0, torch.inf, self.mean * self.norm)
         grad_weight = (products * self.ratio).sum(0)
         return grad_weight, grad.sum(0, dtype=products.dtype), shift

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .plain import backward_is_plain, plain_gradients, plain_norm
 
 
 def fused_norm(
@@ -33,18 +34,18 @@ class _FusedNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        features, weight, bias = ctx.saved_tensors
+        features, weight, _ = ctx.saved_tensors
         if ctx.channels_first:
             grad_output = grad_output.permute(0, 2, 3, 1)
-        if torch.is_grad_enabled():  # create_graph=True: use operators with second gradients
-            output = F.layer_norm(features.float(), weight.shape, weight, bias, ctx.eps)
-            output = output.to(features.dtype)
+        if backward_is_plain(grad_output):
+
+            def run(features, weight, bias):
+                return plain_norm(features, weight, bias, ctx.eps)
+
             needs = ctx.needs_input_grad[:3]
-            inputs = [t for t, is_needed in zip(ctx.saved_tensors, needs, strict=True) if is_needed]
-            grads = iter(torch.autograd.grad(output, inputs, grad_output, create_graph=True))
-            return *(next(grads) if is_needed else None for is_needed in needs), None, None
+            return *plain_gradients(run, ctx.saved_tensors, needs, grad_output), None, None
         grad = features.to(torch.float32, copy=True)
         grad_weight, grad_bias, _ = torch.ops.convnext_backbone.norm_backward_(
-            grad, grad_output.contiguous(), weight, ctx.eps
+            grad, grad_output.resolve_neg().contiguous(), weight, ctx.eps
         )
         return grad.to(features.dtype), grad_weight, grad_bias, None, None

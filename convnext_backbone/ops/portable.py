@@ -100,15 +100,14 @@ def add_branch_(
     output: Tensor, features: Tensor, branch: Tensor, scale: Tensor | None, keep: Tensor | None
 ) -> None:
     """Sets ``output = features + branch * scale * keep``; scale per channel, keep per row."""
-    output.copy_(features + _scaled(branch, scale, keep))
+    scaled = branch if scale is None else branch * scale
+    output.copy_(features + _kept(scaled, keep))
 
 
-def branch_grad(
-    grad: Tensor, scale: Tensor | None, keep: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Returns the gradient with respect to ``branch`` in add_branch_, and its sum over the rows."""
-    scaled = _scaled(grad, scale, keep)
-    return scaled.to(dtype), scaled.sum(0, dtype=wide(dtype))
+def branch_grad(grad: Tensor, keep: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns the gradient with respect to the scaled branch, and its sum over the rows."""
+    kept = _kept(grad, keep)
+    return kept.to(dtype), kept.sum(0, dtype=wide(dtype))
 
 
 def row_products(first: Tensor, second: Tensor) -> Tensor:
@@ -130,9 +129,7 @@ def _weight(taps: Tensor) -> Tensor:
     return taps.t().reshape(-1, 1, 7, 7)
 
 
-def _scaled(rows: Tensor, scale: Tensor | None, keep: Tensor | None) -> Tensor:
-    if scale is not None:
-        rows = rows * scale
+def _kept(rows: Tensor, keep: Tensor | None) -> Tensor:
     return rows if keep is None else rows * keep[:, None]
 
 

@@ -5,11 +5,12 @@
 namespace convnext {
 namespace {
 
-// exp(x) for x <= 0 as 2**n * exp(f) with |f| <= log(2) / 2; relative error below 3e-7.
+// exp(x) for x <= 0 as 2**n * exp(f) with |f| <= log(2) / 2; relative error below 3e-7. Below -87,
+// where n would be too small for float32, it is 0.
 template <typename L>
-inline typename L::Floats exp_negative(typename L::Floats x) {
+inline typename L::Floats exp_negative(typename L::Floats power) {
   using Floats = typename L::Floats;
-  x = x < -87.f ? -87.f + Floats{} : x;
+  const Floats x = power < -87.f ? -87.f + Floats{} : power;
   const float magic = 12582912.f;  // 1.5 * 2**23: adding it rounds to an integer
   const Floats shifted = x * 1.44269504f + magic, n = shifted - magic;
   const Floats f = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -20,7 +21,8 @@ inline typename L::Floats exp_negative(typename L::Floats x) {
   p = p * f + 0.5f;
   p = p * f + 1.f;
   p = p * f + 1.f;
-  return (Floats)((typename L::Words)p + ((typename L::Words)shifted << 23));
+  const auto result = (Floats)((typename L::Words)p + ((typename L::Words)shifted << 23));
+  return power < -87.f ? Floats{} : result;
 }
 
 template <typename L>
@@ -110,10 +112,10 @@ void add_branch_(Tensor& output, const Tensor& features, const Tensor& branch,
   });
 }
 
-std::tuple<Tensor, Tensor> branch_grad(const Tensor& grad, const optional<Tensor>& scale,
-                                       const optional<Tensor>& keep, at::ScalarType dtype) {
+std::tuple<Tensor, Tensor> branch_grad(const Tensor& grad, const optional<Tensor>& keep,
+                                       at::ScalarType dtype) {
   const int64_t channels = channels_of(grad), rows = grad.numel() / channels;
-  const float *scale_ = floats(scale, channels), *keep_ = floats(keep, rows);
+  const float* keep_ = floats(keep, rows);
   Tensor result = at::empty(grad.sizes(), grad.options().dtype(dtype));
   Tensor sums;
   with_type(grad.scalar_type(), [&](auto in_type) {
@@ -125,10 +127,9 @@ std::tuple<Tensor, Tensor> branch_grad(const Tensor& grad, const optional<Tensor
           for_channels(channels, [&](int64_t c, auto lanes) {
             using L = decltype(lanes);
             const int64_t at = row * channels + c;
-            const auto scaled =
-                load<L>(in + at) * factor<L>(scale_, c) * (keep_ ? keep_[row] : 1.f);
-            store<L>(out + at, scaled);
-            add<L>(sum + c, scaled);
+            const auto kept = load<L>(in + at) * (keep_ ? keep_[row] : 1.f);
+            store<L>(out + at, kept);
+            add<L>(sum + c, kept);
           });
       });
     });
@@ -190,8 +191,7 @@ TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
       "add_branch_(Tensor(a!) output, Tensor features, Tensor branch, Tensor? scale, Tensor? keep) "
       "-> ()");
   library.def(
-      "branch_grad(Tensor grad, Tensor? scale, Tensor? keep, ScalarType dtype) "
-      "-> (Tensor, Tensor)");
+      "branch_grad(Tensor grad, Tensor? keep, ScalarType dtype) -> (Tensor, Tensor)");
   library.def("row_products(Tensor first, Tensor second) -> Tensor");
   library.def("column_products(Tensor first, Tensor second, int num_samples) -> Tensor");
 }

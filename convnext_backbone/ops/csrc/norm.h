@@ -20,7 +20,10 @@ inline Statistics statistics(const T* pixel, int64_t channels, double eps) {
     const auto centred = load<decltype(lanes)>(pixel + c) - mean;
     squares.add(centred * centred);
   });
-  return {mean, 1 / std::sqrt(float(squares.value() / channels + eps))};
+  const float variance = squares.value() / channels;
+  // 1 / inf is 0, which would turn a variance that overflows into finite outputs.
+  const float overflow = 0 * variance;  // 0, or NaN if the variance is infinite
+  return {mean, 1 / std::sqrt(float(variance + eps)) + overflow};
 }
 
 // Normalises a pixel, given its statistics.
