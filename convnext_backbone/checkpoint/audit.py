@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..arch import Arch
 from .containers import Checkpoint, CheckpointError
 from .formats import MAP_NORMS, NATIVE
+from .hf_config import contradictions
 from .infer import read_arch
 from .names import Name, listed, parse_name, parse_native
 from .report import LoadReport
@@ -34,6 +35,7 @@ class Target:
         tensors: The state dict, by native name.
         adapt_stem: Whether the stem's weight may be adapted to another number of image channels.
         key_prefix: Key prefix of native names in the model's own state dict, except for the head.
+        settings: What the tensors do not tell about the model, by constructor argument.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Target:
     tensors: dict[str, Tensor]
     adapt_stem: bool = False
     key_prefix: str = ''
+    settings: dict = field(default_factory=dict)
 
     def own_name(self, native: str) -> str:
         """Returns the model's own name of a tensor."""
@@ -65,8 +68,10 @@ def match(
     Raises:
         CheckpointError: If a tensor of the model is missing in the checkpoint (except norms of
             feature maps) or has another shape there, if the checkpoint has blocks or parts of
-            blocks that the model does not have, or if it holds no ConvNeXt or several ConvNeXts.
+            blocks that the model does not have, if its ``config.json`` contradicts the model, or if
+            it holds no ConvNeXt or several ConvNeXts.
     """
+    _check_config(target, checkpoint)
     found = translate(checkpoint, prefix)
     report = LoadReport(
         target.name,
@@ -121,6 +126,20 @@ def match(
     ]
     report.reshaped = [name for name in found.reshaped if name in tensors]
     return tensors, report
+
+
+def _check_config(target: Target, checkpoint: Checkpoint) -> None:
+    differences = contradictions(checkpoint.config, target.settings)
+    if target.adapt_stem:
+        differences.pop('num_channels', None)
+    if differences:
+        sides = [f'{key} {theirs!r}, not {own!r}' for key, (theirs, own) in differences.items()]
+        arguments = [f'{key}={theirs!r}' for key, (theirs, _) in differences.items()]
+        raise CheckpointError(
+            f'{checkpoint.source} was not loaded, {target.name} keeps its weights: by its '
+            f'config.json it is a model with {"; ".join(sides)}. Build the model with '
+            f'{", ".join(arguments)} to fit the file'
+        )
 
 
 def can_be_copied(tensor: object, own: Tensor) -> bool:

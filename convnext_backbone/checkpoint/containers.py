@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,11 +22,13 @@ class Checkpoint:
         tensors: The plain state dict.
         source: Its path or address, or ``'a state dict'``.
         container: What it is stored in, such as ``"torch file, key 'model'"`` or ``'safetensors'``.
+        config: The ``config.json`` beside the weights of a model folder; empty for other sources.
     """
 
     tensors: dict[str, Tensor]
     source: str
     container: str
+    config: dict = field(default_factory=dict)
 
 
 def unwrap(content: object, source: str = 'a state dict', container: str = 'dict') -> Checkpoint:
