@@ -4,18 +4,22 @@ Importing the package has these effects:
 
 - ``ConvNextBackbone``, ``ConvNextModel`` and ``ConvNextForImageClassification`` are registered in
   mmengine's root registry ``MODELS``, ``ConvNextLayerDecayOptimWrapperConstructor`` in
-  ``OPTIM_WRAPPER_CONSTRUCTORS`` and ``convnext_auto_wrap_policy`` in ``FUNCTIONS``.
+  ``OPTIM_WRAPPER_CONSTRUCTORS``, ``ConvNextResumeHook`` and ``ConvNextLayoutHook`` in ``HOOKS``
+  and ``convnext_auto_wrap_policy`` in ``FUNCTIONS``.
 - mmengine's loader of local checkpoints (``load_from``, ``resume``) is replaced by one that can
   read mmengine's own checkpoints with torch 2.6 and newer. Only while it reads a file, torch's
   unpickler also accepts the classes in those files. ``weights_only`` stays on, and ``torch.load``
   in other code behaves as before (while a file is read, other threads accept the same classes). See
   ``checkpoint/mmengine_files.py``.
+- A module that gets a model of this package as a part gets a check, too: its ``load_state_dict``
+  refuses what the model would refuse before it loads any other part. See
+  ``checkpoint/larger_models.py``.
 
 ``import convnext_backbone.data`` registers data and metrics for training classifiers.
 """
 
 try:
-    import mmengine  # noqa: F401
+    import mmengine
 except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise
@@ -25,9 +29,27 @@ except ModuleNotFoundError as error:
         "pip install 'convnext-backbone[onedl]', never both in one environment",
         name='mmengine',
     ) from error
+else:
+    import torch
 
-from .checkpoint import LoadReport, infer_arch, load_checkpoint, register_loader
-from .engine import ConvNextLayerDecayOptimWrapperConstructor, convnext_auto_wrap_policy
+    from .versions import check_version
+
+    check_version('torch', torch.__version__)
+    check_version('mmengine', mmengine.__version__)
+
+from .checkpoint import (
+    LoadReport,
+    guard_larger_models,
+    infer_arch,
+    load_checkpoint,
+    register_loader,
+)
+from .engine import (
+    ConvNextLayerDecayOptimWrapperConstructor,
+    ConvNextLayoutHook,
+    ConvNextResumeHook,
+    convnext_auto_wrap_policy,
+)
 from .models import (
     ConvNextBackbone,
     ConvNextBackboneOutput,
@@ -57,8 +79,10 @@ __all__ = [
     'ConvNextLayer',
     'ConvNextLayerDecayOptimWrapperConstructor',
     'ConvNextLayerNorm',
+    'ConvNextLayoutHook',
     'ConvNextModel',
     'ConvNextModelOutput',
+    'ConvNextResumeHook',
     'ConvNextStage',
     'LoadReport',
     'convnext_auto_wrap_policy',
@@ -68,3 +92,4 @@ __all__ = [
 ]
 
 register_loader()
+guard_larger_models()

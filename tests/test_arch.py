@@ -89,20 +89,3 @@ def test_arguments_set_the_eps_of_each_norm():
 def test_an_eps_for_a_norm_that_the_backbone_does_not_have_is_reported():
     with torch.device('meta'), pytest.warns(UserWarning, match='its norms have norm_eps=1e-06'):
         ConvNextBackbone('atto', layer_norm_eps=1e-5)
-
-
-@pytest.mark.parametrize(
-    ('arch', 'error', 'message'),
-    [
-        ('tinny', ValueError, r"unknown arch 'tinny'.*tiny.*v2-huge"),
-        (3, TypeError, r'dict\(depths=..., hidden_sizes=...\), got int'),
-        (dict(depths=[1]), ValueError, r"depths and hidden_sizes, got \['depths'\]"),
-        (dict(depths=[1, 1], hidden_sizes=[8]), ValueError, r'2 depths \(1, 1\) and 1 hidden'),
-        (dict(depths=[], hidden_sizes=[]), ValueError, 'at least one'),
-        (dict(depths=[1, 0], hidden_sizes=[8, 8]), ValueError, 'positive integers'),
-        (dict(depths=[1], hidden_sizes=[8.0]), ValueError, 'positive integers'),
-    ],
-)
-def test_bad_archs_are_refused(arch, error, message):
-    with pytest.raises(error, match=message):
-        ConvNextBackbone(arch)

@@ -183,7 +183,7 @@ def test_other_networks_are_refused():
 
 
 def test_unexpected_names_are_reported_and_with_strict_refused():
-    state_dict = timm(make_reference().state_dict()) | {'stages.0.blocks.0.extra': noise(3)}
+    state_dict = timm(make_reference().state_dict()) | {'extra.weight': noise(3)}
     records = []
     handler = logging.Handler()
     handler.emit = records.append
@@ -192,14 +192,14 @@ def test_unexpected_names_are_reported_and_with_strict_refused():
     model = random_backbone()
     before = snapshot(model)
     try:
-        with pytest.raises(ValueError, match=r'Unexpected key.*stages\.0\.blocks\.0\.extra'):
+        with pytest.raises(ValueError, match=r'Unexpected key.*extra\.weight'):
             load_checkpoint(model, state_dict, strict=True)
         assert same_tensors(before, model.state_dict()) and not records
         report = load_checkpoint(model, state_dict)
     finally:
         logger.removeHandler(handler)
     assert isinstance(report, LoadReport)
-    assert report.unexpected == ['stages.0.blocks.0.extra']
+    assert report.unexpected == ['extra.weight']
     assert [record.levelname for record in records] == ['WARNING']
     lines = records[0].getMessage().splitlines()
     assert lines == str(report).splitlines()
@@ -208,8 +208,46 @@ def test_unexpected_names_are_reported_and_with_strict_refused():
         '  fresh norms of feature maps, as expected: '
         + ', '.join(f'hidden_states_norms.{name}' for name in STAGES),
         '  ignored on purpose: final norm (2), head (2)',
-        '  unexpected, not loaded: stages.0.blocks.0.extra',
+        '  unexpected, not loaded: extra.weight',
     ]
+
+
+@pytest.mark.parametrize(
+    'names',
+    [
+        ['stages.0.blocks.0.se.fc1.weight', 'stages.0.blocks.0.se.fc2.weight'],
+        ['stages.1.blocks.0.shortcut.conv.weight'],
+        ['stages.2.blocks.1.mlp.fc1.lora_A.weight', 'stages.2.blocks.1.mlp.fc1.lora_B.weight'],
+        ['stages.0.blocks.0.mlp.fc1.weight_scale'],
+        ['stem.2.weight'],
+        ['stages.3.attention.weight'],
+    ],
+    ids=lambda names: names[0],
+)
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_unknown_tensors_inside_of_the_stages_are_refused(names, prefix):
+    """They belong to layers that the file's model runs and this package's model does not have."""
+    state_dict = timm(make_reference().state_dict()) | {name: noise(3) for name in names}
+    state_dict = {prefix + name: tensor for name, tensor in state_dict.items()}
+    model = random_backbone()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f'unknown tensors inside.*{names[0]}.*merge them'):
+        load_checkpoint(model, state_dict)
+    outer = torch.nn.ModuleDict({'backbone': model})
+    for strict in (False, True):
+        with pytest.raises(RuntimeError, match=f'unknown tensors inside.*{names[0]}'):
+            (outer if prefix else model).load_state_dict(state_dict, strict=strict)
+    assert same_tensors(before, model.state_dict())
+
+
+def test_a_missing_stage_is_named():
+    lacking = {
+        name: tensor
+        for name, tensor in timm(make_reference().state_dict()).items()
+        if not name.startswith('stages.1.')
+    }
+    with pytest.raises(ValueError, match='this file is damaged: it has no blocks of stage 2'):
+        load_checkpoint(random_backbone(), lacking)
 
 
 def test_a_truncated_model_loads_its_own_tensors():

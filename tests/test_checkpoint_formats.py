@@ -1,5 +1,7 @@
 """Every format, with its special shapes, gives the features of the original model."""
 
+import re
+
 import pytest
 import torch
 from checkpoint_files import (
@@ -15,9 +17,9 @@ from checkpoint_files import (
     torchvision,
     write,
 )
-from helpers import SMALL, small_backbone
+from helpers import SMALL, randomize, same_tensors, small_backbone
 
-from convnext_backbone import infer_arch, load_checkpoint
+from convnext_backbone import ConvNextModel, infer_arch, load_checkpoint
 
 
 def assert_same_features(model, reference):
@@ -128,6 +130,54 @@ def test_the_teacher_is_preferred_to_the_student():
     assert_same_features(model, student)
 
 
+@pytest.mark.parametrize(
+    ('averaged', 'other'),
+    [
+        ('model_ema', 'model'),
+        ('state_dict_ema', 'state_dict'),
+        ('ema', 'net'),
+        ('teacher', 'student'),
+    ],
+)
+@pytest.mark.parametrize('is_flat', [False, True])
+def test_averaged_weights_are_loaded_unless_others_are_wanted(averaged, other, is_flat):
+    """One rule for keys of a file and for key prefixes."""
+    references = {averaged: make_reference(seed=1), other: make_reference(seed=2)}
+    content = {name: timm(reference.state_dict()) for name, reference in references.items()}
+    if is_flat:
+        content = {f'{name}.{k}': v for name, part in content.items() for k, v in part.items()}
+    model = small_backbone()
+    load_checkpoint(model, dict(reversed(content.items())))
+    assert_same_features(model, references[averaged])
+    load_checkpoint(model, content, use_ema=False)
+    assert_same_features(model, references[other])
+    model.load_state_dict(content)
+    assert_same_features(model, references[averaged])
+    model = small_backbone(init_cfg=dict(type='Pretrained', checkpoint=content, use_ema=False))
+    model.init_weights()
+    assert_same_features(model, references[other])
+    assert infer_arch(content, use_ema=False)['arch'] == SMALL
+
+
+@pytest.mark.parametrize('is_flat', [False, True])
+def test_the_student_never_replaces_a_damaged_teacher(is_flat):
+    content = {}
+    for name, seed in (('student', 1), ('teacher', 2)):
+        content[name] = meta(make_reference(seed=seed).state_dict())
+    kept = [k for k in content['teacher'] if k.startswith(('downsample_layers.0', 'stages.0.0'))]
+    content['teacher'] = {k: content['teacher'][k] for k in kept}
+    if is_flat:
+        content = {f'{name}.{k}': v for name, part in content.items() for k, v in part.items()}
+    model = randomize(small_backbone())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match='Missing key'):
+        load_checkpoint(model, content)
+    assert same_tensors(before, model.state_dict())
+    model = small_backbone()
+    load_checkpoint(model, content, use_ema=False)
+    assert_same_features(model, make_reference(seed=1))
+
+
 def test_one_of_two_equal_backbones_must_be_chosen():
     one, other = make_reference(seed=1), make_reference(seed=2)
     both = {f'rgb.{k}': v for k, v in meta(one.state_dict()).items()}
@@ -152,7 +202,11 @@ def test_a_small_part_of_another_model_is_ignored():
 
 
 @pytest.mark.parametrize(
-    'key', ['state_dict', 'model', 'model_state', 'model_ema', 'teacher', 'module']
+    'key',
+    [
+        *('state_dict', 'model', 'model_state', 'model_ema', 'teacher', 'module'),
+        *('net', 'ema', 'network', 'weights'),
+    ],
 )
 def test_containers_are_opened(key):
     reference = make_reference()
@@ -165,32 +219,65 @@ def test_containers_are_opened(key):
     assert_same_features(model, reference)
 
 
-def test_a_single_norm3_belongs_to_a_classifier_unless_the_model_is_dense():
+STAGE4_NORM = [f'hidden_states_norms.stage4.{leaf}' for leaf in ('weight', 'bias')]
+
+
+def one_map_detector(hf: dict) -> dict:
+    """A whole detector from OpenMMLab with one feature map, such as YOLOF."""
+    return {k: v for k, v in openmmlab_segmenter(hf).items() if not re.match(r'.*norm[012]', k)}
+
+
+def test_a_single_norm3_belongs_to_a_classifier_if_there_is_a_head():
     hf = make_reference(map_norms=True).state_dict()
     alone = {k: v for k, v in mmpretrain(hf).items() if not k.startswith('head')}
     model = small_backbone(out_features=('stage4',))
     classifiers = (
         mmpretrain(hf),
-        alone,
-        {k.removeprefix('backbone.'): v for k, v in alone.items()},
         alone | {'head.layers.0.fc.weight': noise(5, 32)},
         mmpretrain(hf) | {'teacher.conv.weight': noise(5, 32)},
     )
     for state_dict in classifiers:
-        report = load_checkpoint(model, state_dict)
-        assert report.missing == [f'hidden_states_norms.stage4.{x}' for x in ('weight', 'bias')]
+        for prefix in (None, 'backbone'):
+            report = load_checkpoint(model, state_dict, prefix=prefix)
+            assert report.missing == STAGE4_NORM and not report.unclear
 
-    segmenter = openmmlab_segmenter(hf)
-    for i in range(3):
-        del segmenter[f'backbone.norm{i}.weight'], segmenter[f'backbone.norm{i}.bias']
-    assert load_checkpoint(model, segmenter).missing == []
-    assert torch.equal(
-        model.hidden_states_norms['stage4'].bias, hf['hidden_states_norms.stage4.bias']
-    )
-    # Under the prefix no key shows a dense model, but norm3 is not the only norm.
+
+def test_a_single_norm3_belongs_to_a_map_if_there_is_a_neck_or_a_dense_head():
+    hf = make_reference(map_norms=True).state_dict()
+    for prefix in (None, 'backbone', 'backbone.'):
+        model = small_backbone(out_features=('stage4',))
+        report = load_checkpoint(model, one_map_detector(hf), prefix=prefix)
+        assert report.missing == [] and not report.unclear
+        for name in STAGE4_NORM:
+            assert torch.equal(model.state_dict()[name], hf[name])
+    # Several norms are always norms of feature maps.
     assert (
         load_checkpoint(small_backbone(), openmmlab_segmenter(hf), prefix='backbone').missing == []
     )
+
+
+def test_a_single_norm3_of_unclear_meaning_is_loaded_where_it_fits_and_reported(capture_log):
+    hf = make_reference(map_norms=True).state_dict()
+    inside = {k: v for k, v in one_map_detector(hf).items() if k.startswith('backbone.')}
+    detector = torch.nn.ModuleDict({'backbone': small_backbone(out_features=('stage4',))})
+    for load in (
+        lambda: load_checkpoint(detector['backbone'], inside),
+        lambda: detector.load_state_dict(inside),
+        lambda: detector.load_state_dict(one_map_detector(hf), strict=False),
+    ):
+        randomize(detector)
+        capture_log.clear()
+        load()
+        for name in STAGE4_NORM:
+            assert torch.equal(detector['backbone'].state_dict()[name], hf[name])
+        assert "'norm3' is the norm" in capture_log[-1] or "'backbone.norm3' is" in capture_log[-1]
+    # A backbone with other maps, too, is not the model of this file.
+    report = load_checkpoint(small_backbone(), inside)
+    assert 'It is taken as the final norm.' in report.unclear
+    assert set(STAGE4_NORM) <= set(report.missing)
+    pooled = ConvNextModel(SMALL)
+    assert 'It is taken as the final norm.' in load_checkpoint(pooled, inside).unclear
+    assert torch.equal(pooled.layernorm.weight, hf[STAGE4_NORM[0]])
 
 
 def test_norms_of_some_maps_leave_the_others_unchanged():
@@ -218,9 +305,9 @@ def test_two_names_of_one_tensor_are_refused():
         load_checkpoint(small_backbone(), state_dict)
 
 
-def test_invalid_stage_numbers_are_unexpected():
+def test_invalid_stage_numbers_are_refused():
     state_dict = torchvision(make_reference().state_dict())
     # Blocks have odd numbers, downsampling layers have even numbers.
     state_dict['features.2.0.block.0.weight'] = noise(8, 1, 7, 7)
-    report = load_checkpoint(small_backbone(), state_dict)
-    assert report.unexpected == ['features.2.0.block.0.weight']
+    with pytest.raises(ValueError, match=r'unknown tensors inside.*features\.2\.0\.block\.0'):
+        load_checkpoint(small_backbone(), state_dict)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -95,6 +96,16 @@ def test_files_that_are_no_checkpoints_are_told_apart(tmp_path, content, match):
 def test_files_without_a_state_dict_are_told_apart(tmp_path, content, match):
     torch.save(content, tmp_path / 'model.pth')
     assert_refused(tmp_path / 'model.pth', ValueError, match)
+
+
+def test_other_archives_are_told_apart(tmp_path):
+    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    traced.save(tmp_path / 'traced.pt')
+    assert_refused(tmp_path / 'traced.pt', ValueError, 'TorchScript archive.*save the state dict')
+    torch.save(weights(), tmp_path / 'model.pth')
+    with zipfile.ZipFile(tmp_path / 'packed.pth', 'w') as archive:
+        archive.write(tmp_path / 'model.pth', 'model.pth')
+    assert_refused(tmp_path / 'packed.pth', ValueError, 'zip archive of other files.*unpack it')
 
 
 def test_missing_files_and_folders_without_weights_are_told_apart(tmp_path):

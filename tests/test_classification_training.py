@@ -103,16 +103,15 @@ def trained(folder):
     """Ten short epochs of the demo; the larger layer scale avoids a slow start."""
     options = ['train_cfg.max_epochs=10', 'train_cfg.val_interval=3']
     options += ['model.layer_scale_init_value=0.1', 'optim_wrapper.optimizer.lr=2e-3']
-    options += ['default_hooks.checkpoint.interval=10']
+    options += ['default_hooks.checkpoint.interval=10', 'param_scheduler.1.T_max=10']
     output = run_tool('train.py', DEMO, '--work-dir', 'run', '--cfg-options', *options, cwd=folder)
     return folder, output
 
 
 def test_accuracy_rises(trained):
     _, output = trained
-    first, *_, last = accuracies(output)
-    assert first < 65
-    assert last > 75
+    # By chance, a third of the classes would be right; the standard error of 40 images is 7 %.
+    assert accuracies(output)[-1] > 65
 
 
 def test_saved_weights_give_the_same_accuracy(trained):
@@ -126,8 +125,23 @@ def test_saved_weights_give_the_same_accuracy(trained):
     assert len(predictions) == 40
     hits = [p['pred_label'].item() == p['gt_label'].item() for p in predictions]
     assert 100 * np.mean(hits) == pytest.approx(accuracies(output)[0])
-    with pytest.raises(AssertionError, match='needs a visualization hook'):
-        run_tool('test.py', DEMO, 'run/epoch_10.pth', '--show-dir', 'drawn', cwd=folder)
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('model.arch=nano', 'does not fit the model of the config'),
+        (
+            'test_dataloader.dataset.metainfo.classes=[square,circle,triangle]',
+            'trained on the classes circle, square, triangle, the test set has square, circle',
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_model_or_classes_is_refused(trained, option, message):
+    folder, _ = trained
+    with pytest.raises(AssertionError, match=message) as caught:
+        run_tool('test.py', DEMO, 'run/epoch_10.pth', '--cfg-options', option, cwd=folder)
+    assert 'Traceback' not in str(caught.value)
 
 
 def test_training_resumes_with_averaged_weights(folder):
@@ -188,24 +202,6 @@ def load_trained(folder):
     return model
 
 
-@pytest.mark.parametrize(
-    ('args', 'message'),
-    [
-        (['none.png', '--checkpoint', 'run/epoch_10.pth'], 'no such file: none.png'),
-        (['image.png', '--checkpoint', 'alone/file.pth'], '0 configs found next to'),
-        (['image.png', '--checkpoint', 'alone/file.pth', '--config', DEMO], 'file.pth'),
-    ],
-)
-def test_classify_refuses_in_one_line(trained, args, message):
-    folder, _ = trained
-    cv2.imwrite(str(folder / 'image.png'), np.zeros((64, 64, 3), np.uint8))
-    (folder / 'alone').mkdir(exist_ok=True)
-    (folder / 'alone/file.pth').write_text('no checkpoint')
-    with pytest.raises(AssertionError, match=re.escape(message)) as caught:
-        run_tool('demo/classify.py', *args, cwd=folder)
-    assert 'Traceback' not in str(caught.value)
-
-
 def test_transfer_compares_two_starts(trained):
     folder, _ = trained
     images = ('--train', 8, '--val', 2)
@@ -215,7 +211,8 @@ def test_transfer_compares_two_starts(trained):
         *('--seeds', 1, '--epochs', 1),
         cwd=folder,
     )
-    assert output.count('ConvNextBackbone: loaded 124 tensors') == 1
+    # Once to check the file before the first training, once for the pre-trained start.
+    assert output.count('ConvNextBackbone: loaded 124 tensors') == 2
     table = output[output.index('generated shapes') :]
     for kind in ('box', 'mask'):
         for start in ('random', 'pre-trained'):

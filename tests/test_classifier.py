@@ -220,23 +220,6 @@ def test_bad_labels_are_refused(problem_type, labels, error, message):
         model(images(), labels, mode='loss')
 
 
-@pytest.mark.parametrize(
-    ('args', 'error', 'message'),
-    [
-        (dict(num_labels=-1), ValueError, 'num_labels must not be negative'),
-        (dict(num_labels=2.0), TypeError, 'num_labels must be an integer'),
-        (dict(problem_type='ranking'), ValueError, 'regression, single_label'),
-        (dict(label_smoothing=1.5), ValueError, r'label_smoothing must be in \[0, 1\]'),
-        (dict(hidden_act='tanh'), ValueError, 'hidden_act must be one of'),
-        (dict(out_indices=(3,)), TypeError, 'out_indices'),
-        (dict(num_stages=2), TypeError, 'num_stages'),
-    ],
-)
-def test_bad_arguments_are_refused(args, error, message):
-    with pytest.raises(error, match=message):
-        ConvNextForImageClassification(**{'arch': SMALL, **args})
-
-
 def test_bad_calls_are_refused():
     model = ConvNextForImageClassification(SMALL, num_labels=5)
     with pytest.raises(ValueError, match='tensor, loss or predict'):

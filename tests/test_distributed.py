@@ -53,15 +53,27 @@ def test_fsdp_wraps_blocks_and_only_them():
     assert convnext_auto_wrap_policy(stage, True, 0)
 
 
-def test_one_step_under_fsdp_equals_the_step_without_it():
-    script = Path(__file__).with_name('fsdp_step.py')
+def run_on_two_processes(script: str, port: int) -> str:
+    """Runs a script of the tests under torchrun and returns its output."""
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
     result = subprocess.run(
-        [*torchrun, '--master_port', '29752', str(script)],
+        [*torchrun, '--master_port', str(port), str(Path(__file__).with_name(script))],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def test_one_step_under_fsdp_equals_the_step_without_it():
+    output = run_on_two_processes('fsdp_step.py', 29752)
     for line in ('units: 8, blocks: 7', 'same settings: True', 'same parameters: True'):
-        assert result.stdout.count(line) == 2, result.stdout
+        assert output.count(line) == 2, output
+
+
+def test_ten_steps_of_two_processes_equal_those_of_one():
+    """Every choice of maps, frozen stages, recomputation, V2, accumulation."""
+    output = run_on_two_processes('ddp_steps.py', 29754)
+    assert 'DIFFERENT' not in output
+    assert output.count('equal ') == 43, output

@@ -244,6 +244,8 @@ def test_bad_accuracy_is_refused():
             Accuracy(topk=topk)
     with pytest.raises(ValueError, match='as many classes, got 3: lower topk'):
         evaluate(Accuracy(), [[0.2, 0.3, 0.5]], [1])
+    with pytest.raises(ValueError, match='one class between 0 and 2, got 3'):
+        evaluate(Accuracy(topk=(1,)), [[0.2, 0.3, 0.5]], [3])
     with pytest.raises(ValueError, match='gt_label in every data sample'):
         Accuracy(topk=(1,)).process({}, [dict(pred_score=torch.zeros(3))])
 

@@ -3,11 +3,15 @@
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import cv2
 import pytest
+import torch
 from helpers import REPO, run_tool
+from mmengine.config import Config
+from mmengine.runner import Runner
 
 CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 
@@ -82,6 +86,21 @@ def test_training_resumes_where_it_stopped(trained):
     assert 'resumed epoch: 4, iter: 160' in output
 
 
-def test_out_must_be_a_pickle(tmp_path):
-    with pytest.raises(AssertionError, match=r'\.pkl'):
-        run_tool('test.py', CONFIG, 'none.pth', '--out', 'predictions.json', cwd=tmp_path)
+@pytest.mark.parametrize('part', [None, 'neck'])
+def test_a_detector_in_channels_last_is_stopped_before_the_first_iteration(
+    trained, part, monkeypatch
+):
+    """RoIAlign would read its maps in the wrong order: losses fall, but AP stays 0."""
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    cfg = Config.fromfile(CONFIG)
+    cfg.work_dir = 'stopped'
+    runner = Runner.from_cfg(cfg)
+    model = runner.model if part is None else runner.model.get_submodule(part)
+    with warnings.catch_warnings(action='ignore'):
+        model.to(memory_format=torch.channels_last)
+    for run in (runner.train, runner.val, runner.test):
+        with pytest.raises(ValueError, match=r"channels_last.*mmcv's RoIAlign"):
+            run()
+    assert runner.iter == 0
+    assert not list((folder / 'stopped').glob('*.pth'))

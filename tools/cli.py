@@ -1,13 +1,40 @@
-"""Code shared by train.py and test.py: mmdet's flags and config loading."""
+"""Code shared by train.py and test.py: mmdet's flags, config loading and checks before the work."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
+import pickle
+import sys
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+
+from convnext_backbone.command_line import check_folder, read_config
+from convnext_backbone.engine.dataset_checks import check_datasets
+
+# The variable by which each launcher tells a process its rank, and how to start it.
+LAUNCHERS = {
+    'pytorch': ('RANK', 'torchrun --nproc_per_node=GPUS'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
+}
+
+
+class Overrides(DictAction):
+    """mmengine's ``KEY=VALUE`` pairs; what cannot be parsed is an error of the argument."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for pair in values:
+            if not pair.partition('=')[0] or '=' not in pair:
+                raise argparse.ArgumentError(self, f'{pair!r} is not KEY=VALUE')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError) as error:
+            raise argparse.ArgumentError(self, str(error)) from error
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -20,13 +47,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Overrides,
         metavar='KEY=VALUE',
         help='settings that override the config, such as train_cfg.max_epochs=1',
     )
     parser.add_argument(
         '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        choices=['none', *LAUNCHERS],
         default='none',
         help='job launcher; pytorch for torchrun (default: none)',
     )
@@ -42,15 +69,119 @@ def join_processes_on_cpu(cfg: Config) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads ``args.config`` and applies the shared arguments to it."""
+    """Reads ``args.config`` and applies the shared arguments to it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a config, if the launcher has not started this process, or if
+            ``--cfg-options`` do not fit the config.
+    """
+    check_launcher(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
-    if args.launcher == 'pytorch' and not torch.cuda.is_available():
-        join_processes_on_cpu(cfg)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        override(cfg, args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
     cfg.setdefault('work_dir', f'work_dirs/{Path(args.config).stem}')
     return cfg
+
+
+def check_launcher(launcher: str) -> None:
+    """Raises a ValueError if a process does not come from its launcher."""
+    if launcher == 'none':
+        return
+    variable, command = LAUNCHERS[launcher]
+    if variable not in os.environ:
+        raise ValueError(
+            f'--launcher {launcher} needs a process that {command.split()[0]} has started, but '
+            f'{variable} is not set: run {command} {sys.argv[0]} ..., or leave --launcher out'
+        )
+
+
+def override(cfg: Config, options: dict) -> None:
+    """Applies ``--cfg-options``.
+
+    Raises:
+        ValueError: If a key has no place in the config, or if nothing would read it.
+    """
+    for key in options:
+        name = key.partition('.')[0]
+        if name in known_settings():
+            continue
+        if name not in cfg:
+            raise ValueError(
+                f'--cfg-options {key}: the config has no {name}, and nothing reads a setting of '
+                f'this name; the config has {", ".join(sorted(cfg.keys()))}'
+            )
+        warn(
+            f'--cfg-options {key}: settings that the config has made from its {name} keep their '
+            'values; if you mean them, override each of them'
+        )
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        given = ', '.join(options)
+        raise ValueError(f'--cfg-options {given} does not fit the config: {error}') from error
+
+
+def known_settings() -> set[str]:
+    """The settings that mmengine's runners read from a config."""
+    runners = (Runner, FlexibleRunner)
+    arguments = {name for runner in runners for name in inspect.signature(runner).parameters}
+    return arguments | {
+        *('runner_type', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn'),
+        'efficient_conv_bn_eval',
+    }
+
+
+def warn(message: str) -> None:
+    """Prints a warning in one line, before there is a log."""
+    print(f'warning: {message}', file=sys.stderr)
+
+
+def prepare(cfg: Config, config: str, *splits: str) -> None:
+    """Checks what can be checked before the work, and joins the processes.
+
+    Args:
+        cfg: The loaded config.
+        config: Its path, for messages.
+        splits: The splits that are used: the first must exist.
+
+    Raises:
+        ValueError: If the config lacks a setting, or if the data do not fit it.
+        FileNotFoundError: If data or the checkpoint do not exist.
+        OSError: If the work dir cannot be written to.
+    """
+    needed = ['model', f'{splits[0]}_dataloader', f'{splits[0]}_cfg']
+    lacking = [name for name in needed if cfg.get(name) is None]
+    if lacking:
+        raise ValueError(f'{config} has no {", ".join(lacking)}: choose a config that has')
+    check_folder(cfg.work_dir)
+    # Once on each machine: all processes of a launcher would read the same files.
+    if os.environ['LOCAL_RANK'] == '0':
+        if cfg.get('load_from') and '://' not in cfg.load_from:
+            read_checkpoint(cfg.load_from)
+        for warning in check_datasets(cfg, splits):
+            warn(warning)
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        join_processes_on_cpu(cfg)
+
+
+def read_checkpoint(path: str) -> dict:
+    """Reads mmengine's checkpoint from a file or an address.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or something else.
+    """
+    if '://' not in path and not Path(path).is_file():
+        raise FileNotFoundError(f'no such checkpoint: {path}')
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f'{path} is damaged, or no checkpoint: torch cannot read it') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint

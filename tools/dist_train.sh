@@ -7,6 +7,10 @@ if (($# < 2)); then
     exit 2
 fi
 config=$1 gpus=$2
+fail() { echo "$(basename "$0"): error: $1" >&2; exit 2; }
+[ -f "$config" ] || fail "no such config: $config"
+[[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "GPUS must be a positive number, got '$gpus'"
+command -v "${PYTHON:-python}" >/dev/null || fail "no ${PYTHON:-python} found: activate the environment or set PYTHON"
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$gpus" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}" \

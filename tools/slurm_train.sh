@@ -8,6 +8,10 @@ if (($# < 3)); then
     exit 2
 fi
 partition=$1 gpus=$3
+fail() { echo "$(basename "$0"): error: $1" >&2; exit 2; }
+[ -f "$2" ] || fail "no such config: $2"
+[[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "GPUS_PER_NODE must be a positive number, got '$gpus'"
+command -v srun >/dev/null || fail 'no srun found: run this on a machine with Slurm'
 export NNODES=${NNODES:-1} DIST_TRAIN=$(dirname "$0")/dist_train.sh
 # shellcheck disable=SC2016,SC2086
 exec srun --partition "$partition" --job-name "$(basename "$2" .py)" \

@@ -6,10 +6,14 @@ tools/dist_train.sh CONFIG GPUS      # on several GPUs and machines
 
 from __future__ import annotations
 
-from cli import load_config, make_parser
+from cli import load_config, make_parser, prepare
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from convnext_backbone.command_line import usage_errors
+from convnext_backbone.engine import resume_from
 
 
 def enable_amp(cfg: Config) -> None:
@@ -19,6 +23,16 @@ def enable_amp(cfg: Config) -> None:
         raise ValueError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {kind}')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def check_amp(cfg: Config) -> None:
+    """Raises a ValueError if mmengine's mixed precision cannot run on this machine."""
+    device = get_device()
+    if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper' and device in ('cpu', 'mps'):
+        raise ValueError(
+            f"mmengine's AmpOptimWrapper needs a GPU, this machine has only {device}: leave out "
+            '--amp, or set optim_wrapper.type=OptimWrapper without loss_scale'
+        )
 
 
 def main() -> None:
@@ -33,14 +47,18 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    cfg = load_config(args)
-    if args.amp:
-        enable_amp(cfg)
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    # Strategies such as FSDP need runner_type='FlexibleRunner'.
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with usage_errors(parser):
+        cfg = load_config(args)
+        if args.amp:
+            enable_amp(cfg)
+        check_amp(cfg)
+        if args.resume or cfg.get('resume'):
+            checkpoint = args.resume or cfg.get('load_from')
+            resume_from(cfg, None if checkpoint == 'auto' else checkpoint)
+        prepare(cfg, args.config, 'train', 'val')
+    with usage_errors(parser, of_checkers=True):
+        # Strategies such as FSDP need runner_type='FlexibleRunner'.
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 
 

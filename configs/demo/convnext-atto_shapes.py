@@ -74,6 +74,7 @@ param_scheduler = [
 ]
 
 default_hooks = dict(
+    resume=dict(type='ConvNextResumeHook'),
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', interval=max_epochs),
 )

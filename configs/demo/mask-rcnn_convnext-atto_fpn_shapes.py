@@ -2,7 +2,7 @@
 # The data comes from: python tools/dataset_converters/make_shapes_dataset.py data/shapes
 _base_ = [
     '../_base_/models/mask-rcnn_convnext_fpn.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/detection_runtime.py',
 ]
 
 classes = ('circle', 'square', 'triangle')

@@ -88,6 +88,7 @@ param_scheduler = [
 ]
 
 default_hooks = dict(
+    resume=dict(type='ConvNextResumeHook'),
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', interval=max_epochs),
     visualization=dict(type='SegVisualizationHook'),

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/cascade-mask-rcnn_convnext_fpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',
     '../_base_/schedules/adamw-layer-decay_amp_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/detection_runtime.py',
 ]
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'

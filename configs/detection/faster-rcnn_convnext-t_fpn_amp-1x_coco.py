@@ -5,7 +5,7 @@ _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
     '../_base_/schedules/adamw-layer-decay_amp_1x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/detection_runtime.py',
 ]
 custom_imports = dict(imports=['convnext_backbone'])
 

@@ -3,6 +3,10 @@
 # published Mask R-CNN, with half of its drop path for a third of its epochs.
 _base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'
 custom_imports = dict(imports=['convnext_backbone'])
+default_hooks = dict(
+    resume=dict(type='ConvNextResumeHook'),
+    layout=dict(type='ConvNextLayoutHook'),
+)
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
 model = dict(

@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/models/mask-rcnn_convnext_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
     '../_base_/schedules/adamw-layer-decay_amp_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/detection_runtime.py',
 ]
 
 checkpoint = (

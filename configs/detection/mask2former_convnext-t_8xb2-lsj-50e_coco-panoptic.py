@@ -3,6 +3,10 @@
 # but layer-wise decay replaces its learning rate multiplier of 0.1 for the backbone.
 _base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'
 custom_imports = dict(imports=['convnext_backbone'])
+default_hooks = dict(
+    resume=dict(type='ConvNextResumeHook'),
+    layout=dict(type='ConvNextLayoutHook'),
+)
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
 model = dict(

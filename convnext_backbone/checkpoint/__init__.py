@@ -3,11 +3,12 @@
 The steps: ``sources`` and ``containers`` read a plain state dict. ``translate`` recognises its
 format with the table in ``formats`` and converts it to this package's names and layouts. ``audit``
 decides which tensors go into the model. ``loading`` copies them and reports. ``pretrained``
-connects these steps to torch and mmengine.
+connects these steps to torch and mmengine, ``larger_models`` to models around a model.
 """
 
 from .audit import Target
 from .infer import infer_arch, read_arch
+from .larger_models import guard_larger_models
 from .loading import load_checkpoint
 from .mmengine_files import MMENGINE_CLASSES, allowed, register_loader
 from .pretrained import LoadsAnyCheckpoint
@@ -23,6 +24,7 @@ __all__ = [
     'Translation',
     'allowed',
     'export',
+    'guard_larger_models',
     'infer_arch',
     'load_checkpoint',
     'read_arch',

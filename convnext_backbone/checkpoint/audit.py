@@ -10,7 +10,7 @@ from torch import Tensor
 from ..arch import Arch
 from .containers import Checkpoint, CheckpointError
 from .formats import MAP_NORMS, NATIVE
-from .hf_config import contradictions
+from .hf_config import check_config
 from .infer import read_arch
 from .names import Name, listed, parse_name, parse_native
 from .report import LoadReport
@@ -68,10 +68,11 @@ def match(
     Raises:
         CheckpointError: If a tensor of the model is missing in the checkpoint (except norms of
             feature maps) or has another shape there, if the checkpoint has blocks or parts of
-            blocks that the model does not have, if its ``config.json`` contradicts the model, or if
-            it holds no ConvNeXt or several ConvNeXts.
+            blocks that the model does not have, if it has unknown tensors inside of the stem or the
+            stages, if its ``config.json`` contradicts the model, or if it holds no ConvNeXt or
+            several ConvNeXts.
     """
-    _check_config(target, checkpoint)
+    check_config(checkpoint, target.name, target.settings, target.adapt_stem)
     found = translate(checkpoint, prefix)
     report = LoadReport(
         target.name,
@@ -82,11 +83,13 @@ def match(
         unexpected=found.unexpected,
         ignored=found.ignored,
     )
+    own_names = {native: parse_native(native) for native in target.tensors}
+    own_modules = {name.module for name in own_names.values()}
+    if found.unclear_norm is not None:
+        report.unclear = _settle_unclear_norm(found, own_modules)
     tensors: dict[str, Tensor] = {}
     surplus: list[str] = []
     misfits: dict[str, str] = {}
-    own_names = {native: parse_native(native) for native in target.tensors}
-    own_modules = {name.module for name in own_names.values()}
     for native, tensor in found.tensors.items():
         name = parse_native(native)
         own = target.tensors.get(native)
@@ -114,6 +117,14 @@ def match(
         (report.missing if is_fresh else lost).append(native)
     if lost or surplus or misfits:
         raise CheckpointError(_explain(target, checkpoint, found, lost, surplus, misfits))
+    if found.additional:
+        raise CheckpointError(
+            f'{checkpoint.source} was not loaded, {target.name} keeps its weights: it has unknown '
+            f'tensors inside of the stem or the stages, {listed(found.additional)}. Layers that '
+            f'{target.name} does not have (adapters, attention, scales of quantised weights) may '
+            'change the output: merge them into the weights. If they change nothing, load the '
+            'state dict without these names'
+        )
     if layers := _additional_head_layers(target, found):
         raise CheckpointError(
             f'{checkpoint.source} was not loaded, {target.name} keeps its weights: the head of '
@@ -128,20 +139,6 @@ def match(
     return tensors, report
 
 
-def _check_config(target: Target, checkpoint: Checkpoint) -> None:
-    differences = contradictions(checkpoint.config, target.settings)
-    if target.adapt_stem:
-        differences.pop('num_channels', None)
-    if differences:
-        sides = [f'{key} {theirs!r}, not {own!r}' for key, (theirs, own) in differences.items()]
-        arguments = [f'{key}={theirs!r}' for key, (theirs, _) in differences.items()]
-        raise CheckpointError(
-            f'{checkpoint.source} was not loaded, {target.name} keeps its weights: by its '
-            f'config.json it is a model with {"; ".join(sides)}. Build the model with '
-            f'{", ".join(arguments)} to fit the file'
-        )
-
-
 def can_be_copied(tensor: object, own: Tensor) -> bool:
     """Whether a tensor of a checkpoint can be copied to a model's own tensor."""
     return (
@@ -150,6 +147,27 @@ def can_be_copied(tensor: object, own: Tensor) -> bool:
         and tensor.is_floating_point()
         and tensor.layout == torch.strided
         and (own.is_meta or not tensor.is_meta)
+    )
+
+
+def _settle_unclear_norm(found: Translation, own_modules: set[Name]) -> str:
+    """Takes a norm of unclear meaning as what the model has, and says so.
+
+    A model whose only norm is that of the last feature map gets it; it is most likely the same
+    detector. A classifier's final norm is close enough to start from there. Any other model takes
+    it as the final norm.
+    """
+    source_name = found.names[f'{found.unclear_norm}.weight'].removesuffix('.weight')
+    is_map = {name.native.rstrip('.') for name in own_modules if name.part in MAP_NORMS} == {
+        found.unclear_norm
+    }
+    if not is_map:
+        found.take_unclear_norm_as_final()
+    return (
+        f'{source_name!r} is the norm of a feature map in a detector and the final norm in a '
+        'classifier, and the names do not tell which. It is taken as '
+        + ('the norm of the feature map' if is_map else 'the final norm')
+        + '. If this is wrong, pass the whole checkpoint, with its neck or its head'
     )
 
 
@@ -221,6 +239,14 @@ def _explain(
             f'this file fits except for the head: it has {has}; '
             'load_checkpoint(model.convnext, ...) loads everything except the head'
         )
+    elif not all(theirs.depths + theirs.hidden_sizes):
+        absent = [i + 1 for i, depth in enumerate(theirs.depths) if not depth]
+        lacks = (
+            f'it has no blocks of stage {", ".join(map(str, absent))}'
+            if absent
+            else f'its blocks lack the tensors that tell their width, {theirs.hidden_sizes}'
+        )
+        verdict = f'this file is damaged: {lacks}'
     elif theirs == target.arch:
         verdict = f'this file and the model are both a {theirs}, but the file is damaged'
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .formats import CONTAINERS
+from .formats import AVERAGED_CONTAINERS, OTHER_CONTAINERS
 
 
 class CheckpointError(ValueError, RuntimeError):
@@ -22,22 +22,30 @@ class Checkpoint:
         tensors: The plain state dict.
         source: Its path or address, or ``'a state dict'``.
         container: What it is stored in, such as ``"torch file, key 'model'"`` or ``'safetensors'``.
-        config: The ``config.json`` beside the weights of a model folder; empty for other sources.
+        use_ema: Whether averaged weights are read if the tensors have both. Default: True.
+        config: The ``config.json`` beside the weights of a model folder. Default: empty.
     """
 
     tensors: dict[str, Tensor]
     source: str
     container: str
+    use_ema: bool = True
     config: dict = field(default_factory=dict)
 
 
-def unwrap(content: object, source: str = 'a state dict', container: str = 'dict') -> Checkpoint:
+def unwrap(
+    content: object,
+    source: str = 'a state dict',
+    container: str = 'dict',
+    use_ema: bool = True,
+) -> Checkpoint:
     """Finds the state dict in a loaded object.
 
     Args:
         content: A state dict, or nested dicts with a state dict under one of the known keys.
         source: Where the content comes from.
         container: What it was stored in.
+        use_ema: Whether averaged weights are read if there are any. Default: True.
 
     Raises:
         CheckpointError: If the content holds no state dict, or an empty one.
@@ -47,10 +55,17 @@ def unwrap(content: object, source: str = 'a state dict', container: str = 'dict
             f'{source} holds a {type(content).__name__}, not a state dict: '
             'save model.state_dict(), directly or under a key such as state_dict or model'
         )
-    keys = [key for key in CONTAINERS if isinstance(content.get(key), Mapping) and content[key]]
+    order = AVERAGED_CONTAINERS, OTHER_CONTAINERS
+    names = [name for group in (order if use_ema else order[::-1]) for name in group]
+    keys = [
+        name
+        for name in names
+        if isinstance(content.get(name), Mapping) and _holds_tensors(content[name])
+    ]
     if keys:
         others = f' (other keys: {", ".join(keys[1:])})' if len(keys) > 1 else ''
-        return unwrap(content[keys[0]], source, f'{container}, key {keys[0]!r}{others}')
+        inside = f'{container}, key {keys[0]!r}{others}'
+        return unwrap(content[keys[0]], source, inside, use_ema)
     tensors = {
         name: tensor.detach()
         for name, tensor in content.items()
@@ -60,6 +75,13 @@ def unwrap(content: object, source: str = 'a state dict', container: str = 'dict
         found = f'only {", ".join(map(repr, list(content)[:5]))}' if content else 'it is empty'
         raise CheckpointError(
             f'{source} ({container}) holds no tensors, {found}: a state dict must be '
-            f'at the top level or under one of the keys {", ".join(CONTAINERS)}'
+            f'at the top level or under one of the keys {", ".join(sorted(names))}'
         )
-    return Checkpoint(tensors, source, container)
+    return Checkpoint(tensors, source, container, use_ema)
+
+
+def _holds_tensors(content: object) -> bool:
+    """Whether a value is a state dict, or dicts around one."""
+    return isinstance(content, Tensor) or (
+        isinstance(content, Mapping) and any(map(_holds_tensors, content.values()))
+    )

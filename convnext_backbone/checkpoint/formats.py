@@ -170,19 +170,24 @@ IGNORED = {
     r'(head|classifier|dino_head|ibot_head)\.': 'head',
 }
 
-# Words in key prefixes. If a file holds several ConvNeXts, the first of these words that is in
-# exactly one of their key prefixes selects which one is read.
-PREFERRED_PREFIXES = ('teacher', 'ema', 'student')
+# One rule for files with several sets of weights: averaged weights are read if there are any,
+# unless the caller asks for the others. A teacher is the average of its student.
+#
+# Words in the key prefixes of averaged weights and of others. Of several ConvNeXts of one kind, the
+# first of these words that is in exactly one of their key prefixes selects which one is read.
+AVERAGED_PREFIXES = ('teacher', 'ema')
+OTHER_PREFIXES = ('student',)
 
-# Keys under which files store a state dict. The first one that exists is read.
-CONTAINERS = (
+# Keys under which files store a state dict. Of one kind, the first one that exists is read.
+AVERAGED_CONTAINERS = ('model_ema', 'state_dict_ema', 'ema', 'teacher')
+OTHER_CONTAINERS = (
     'state_dict',
     'model',
     'model_state',
     'model_state_dict',
-    'model_ema',
-    'state_dict_ema',
-    'teacher',
     'student',
     'module',
+    'net',
+    'network',
+    'weights',
 )

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from .containers import Checkpoint, CheckpointError
+
 # What a model computes where its config.json does not say it. V1 and V2 use layer_norm_eps for the
 # norm of the pooled features alone; their other norms have a fixed eps.
 _V1_AND_V2 = dict(
@@ -97,3 +99,28 @@ def contradictions(config: Mapping, settings: Mapping) -> dict[str, tuple]:
         for key, own in settings.items()
         if key in theirs and theirs[key] != own
     }
+
+
+def check_config(checkpoint: Checkpoint, model: str, settings: Mapping, adapt_stem: bool) -> None:
+    """Refuses a checkpoint whose ``config.json`` contradicts a model.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: The name of the model, for the message.
+        settings: The model's own settings; only these are compared.
+        adapt_stem: Whether the number of image channels may differ.
+
+    Raises:
+        CheckpointError: If a setting differs.
+    """
+    differences = contradictions(checkpoint.config, settings)
+    if adapt_stem:
+        differences.pop('num_channels', None)
+    if differences:
+        sides = [f'{key} {theirs!r}, not {own!r}' for key, (theirs, own) in differences.items()]
+        arguments = [f'{key}={theirs!r}' for key, (theirs, _) in differences.items()]
+        raise CheckpointError(
+            f'{checkpoint.source} was not loaded, {model} keeps its weights: by its config.json it '
+            f'is a model with {"; ".join(sides)}. Build the model with {", ".join(arguments)} to '
+            'fit the file'
+        )

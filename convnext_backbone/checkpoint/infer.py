@@ -17,11 +17,12 @@ from .translate import translate
 _VECTORS = (('dwconv', 'bias'), ('norm', 'weight'), ('norm', 'bias'), ('pwconv2', 'bias'))
 
 
-def infer_arch(source: Source) -> dict:
+def infer_arch(source: Source, use_ema: bool = True) -> dict:
     """Infers the architecture of a checkpoint.
 
     Args:
         source: As in :func:`convnext_backbone.load_checkpoint`.
+        use_ema: As in :func:`convnext_backbone.load_checkpoint`. Default: True.
 
     Returns:
         ``dict(arch=..., use_grn=..., layer_scale_init_value=...)``, arguments of
@@ -37,7 +38,7 @@ def infer_arch(source: Source) -> dict:
         FileNotFoundError, TypeError, ImportError, OSError: As
             :func:`convnext_backbone.load_checkpoint`.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, use_ema)
     tensors = translate(checkpoint).tensors
     arch = read_arch(tensors)
     if not all(arch.depths + arch.hidden_sizes):

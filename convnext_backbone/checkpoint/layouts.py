@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from .formats import Format
@@ -30,6 +31,8 @@ def to_native(name: Name, tensor: Tensor) -> Tensor:
         ``(O, I)``, ``(C,)`` (GRN ``(1, 1, 1, C)``), ``(O, I, K, K)`` and ``(C, 1, K, K)``; a tensor
         of any other shape unchanged.
     """
+    if tensor.layout != torch.strided:
+        return tensor
     if name.leaf == 'kernel':
         return _to_dense_kernel(tensor)
     shape, size = tuple(tensor.shape), tensor.numel()

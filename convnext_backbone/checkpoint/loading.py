@@ -15,7 +15,11 @@ from .sources import Source, read_checkpoint
 
 
 def load_checkpoint(
-    model: nn.Module, source: Source, strict: bool = False, prefix: str | None = None
+    model: nn.Module,
+    source: Source,
+    strict: bool = False,
+    prefix: str | None = None,
+    use_ema: bool = True,
 ) -> LoadReport:
     """Loads any ConvNeXt checkpoint into a model, completely or not at all, and logs a report.
 
@@ -25,21 +29,24 @@ def load_checkpoint(
             address, ``hf://owner/name[@revision][/file]``, or a state dict in memory, in any format
             of :data:`convnext_backbone.checkpoint.formats.FORMATS`. The ``config.json`` of a model
             folder is read, too: it tells what the tensors do not, such as ``hidden_act``.
-        strict: Whether unknown names, and infinite or NaN values, are an error instead of a
-            warning. Default: False.
+        strict: Whether unknown names outside of the stem and the stages, and infinite or NaN
+            values, are an error instead of a warning. Default: False.
         prefix: Key prefix, with or without a dot at its end; names without it are not read.
             Default: None, which finds the ConvNeXt in a larger model.
+        use_ema: Whether averaged weights (a ``model_ema`` beside ``model``, a teacher beside its
+            student) are loaded if there are any; else the others are. Default: True.
 
     Returns:
         A report of what was loaded and what was not.
 
     Raises:
         ValueError: If the source is not a readable checkpoint, needs to run code, or holds no
-            ConvNeXt or one that does not fit (other shapes, missing or additional blocks, a
-            ``config.json`` that contradicts the model's arguments or is damaged). Also if the
-            model is on the meta device, or for unknown names with ``strict``.
+            ConvNeXt or one that does not fit (other shapes, missing or additional blocks, unknown
+            tensors inside of the stem or the stages, a ``config.json`` that contradicts the model's
+            arguments or is damaged). Also if the model is on the meta device, or for unknown names
+            with ``strict``.
         FileNotFoundError: If the source, or a part of it, does not exist.
-        TypeError: If the model or the source has the wrong type.
+        TypeError: If an argument has the wrong type.
         ImportError: If the source needs a library that is not installed.
         OSError: If an address cannot be read.
     """
@@ -50,10 +57,15 @@ def load_checkpoint(
             f'load_checkpoint takes a model of convnext_backbone, got {type(module).__name__}: '
             'pass its backbone, or use load_from in the config of the whole model'
         )
+    for name, flag in (('strict', strict), ('use_ema', use_ema)):
+        if not isinstance(flag, bool):
+            raise TypeError(f'{name} must be True or False, got {flag!r}')
+    if not isinstance(prefix, str) and prefix is not None:
+        raise TypeError(f'prefix must be a key prefix or None, got {prefix!r}')
     target = describe()
     if any(tensor.is_meta for tensor in target.tensors.values()):
         raise ValueError(f'{target.name} is on the meta device: call to_empty(device=...) first')
-    tensors, report = match(target, read_checkpoint(source), prefix)
+    tensors, report = match(target, read_checkpoint(source, use_ema), prefix)
     if strict and report.unexpected:
         raise CheckpointError(
             f'{report.source} was not loaded, {target.name} keeps its weights: unknown names need '
@@ -71,7 +83,9 @@ def load_checkpoint(
     return report
 
 
-def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str) -> None:
+def adopt_state_dict(
+    target: Target, state_dict: dict[str, Tensor], prefix: str, log: bool = True
+) -> None:
     """Renames the tensors under a key prefix of a state dict to the model's own names, in place.
 
     :meth:`LoadsAnyCheckpoint._load_from_state_dict` calls this if a state dict is loaded into the
@@ -83,18 +97,27 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
         target: The model.
         state_dict: The state dict; it is changed.
         prefix: Key prefix of the model in the state dict.
+        log: Whether to log what is loaded. Default: True.
 
     Raises:
-        CheckpointError: If tensors of the model are missing or do not fit.
+        CheckpointError: If tensors of the model are missing or do not fit, or if unknown tensors
+            are inside of the stem or the stages.
     """
     given = {
         name.removeprefix(prefix): tensor
         for name, tensor in state_dict.items()
-        if name.startswith(prefix)
+        if isinstance(name, str) and name.startswith(prefix)
     }
     own = {target.own_name(name): tensor for name, tensor in target.tensors.items()}
     if own.keys() == given.keys() and all(can_be_copied(given[name], own[name]) for name in own):
         return
+    if not given:
+        raise CheckpointError(
+            f'the state dict was not loaded into {target.name}: it has nothing under the key '
+            f'prefix {prefix!r}. To start from pretrained weights of the backbone, use '
+            "init_cfg=dict(type='Pretrained', checkpoint=...) and init_weights(); to load only "
+            'other parts, call load_state_dict of those parts'
+        )
     source = f'the state dict under the key prefix {prefix!r}' if prefix else 'a state dict'
     checkpoint = unwrap(given, source)
     tensors, report = match(target, checkpoint)
@@ -106,4 +129,5 @@ def adopt_state_dict(target: Target, state_dict: dict[str, Tensor], prefix: str)
     for name in given:
         del state_dict[prefix + name]
     state_dict.update({prefix + target.own_name(name): t for name, t in tensors.items()})
-    report.log()
+    if log:
+        report.log()

@@ -101,6 +101,11 @@ def find_name(name: str, source: Format) -> tuple[str, Name] | None:
     return None if found is None else (match['prefix'], found)
 
 
+def is_inside(name: str, source: Format) -> bool:
+    """Whether a name without key prefix is inside of the stem or the stages, known or not."""
+    return _inside(source).match(name) is not None
+
+
 def listed(names: list[str], limit: int = 5) -> str:
     """Returns the first few names and the number of the others, for messages."""
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
@@ -123,6 +128,17 @@ def _anywhere(source: Format) -> re.Pattern:
         if part not in NORMS_AND_HEAD
     ]
     return re.compile(rf'(?P<prefix>(?:.*\.)?)(?:{"|".join(names)})')
+
+
+@cache
+def _inside(source: Format) -> re.Pattern:
+    # The first word of a template: downsample_layers of downsample_layers.{i}.0.
+    words = {
+        re.split(r'[.{]|_(?=[\d{])', template)[0]
+        for part, template in source.parts.items()
+        if part not in NORMS_AND_HEAD
+    }
+    return re.compile(rf'(?:{"|".join(sorted(words))})(?:\.|_\d)')
 
 
 def _as_regex(template: str) -> str:

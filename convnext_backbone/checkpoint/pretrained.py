@@ -7,13 +7,26 @@ from torch import nn
 
 from .audit import Target
 from .loading import adopt_state_dict, load_checkpoint
+from .sources import Source
 
 
 class AnyPretrainedInit(PretrainedInit):
-    """mmengine's ``Pretrained`` initialisation, but with :func:`load_checkpoint`."""
+    """mmengine's ``Pretrained`` initialisation, but with :func:`load_checkpoint`.
+
+    Args:
+        checkpoint: A source of :func:`load_checkpoint`.
+        prefix: As in :func:`load_checkpoint`. Default: None.
+        use_ema: As in :func:`load_checkpoint`. Default: True.
+    """
+
+    def __init__(
+        self, checkpoint: Source, prefix: str | None = None, use_ema: bool = True, **kwargs
+    ) -> None:
+        super().__init__(checkpoint, prefix, **kwargs)
+        self.use_ema = use_ema
 
     def __call__(self, module: nn.Module) -> None:
-        load_checkpoint(module, self.checkpoint, prefix=self.prefix)
+        load_checkpoint(module, self.checkpoint, prefix=self.prefix, use_ema=self.use_ema)
         update_init_info(module, init_info=self._get_init_info())
 
 

@@ -36,6 +36,7 @@ class LoadReport:
         adapted: Names in ``matched`` whose tensors were adapted to another number of image
             channels.
         non_finite: Those of ``matched`` with infinite or NaN values.
+        unclear: A sentence on a norm whose meaning the names do not tell; empty if there is none.
     """
 
     model: str
@@ -50,6 +51,7 @@ class LoadReport:
     reshaped: list[str] = field(default_factory=list)
     adapted: list[str] = field(default_factory=list)
     non_finite: list[str] = field(default_factory=list)
+    unclear: str = ''
 
     def __str__(self) -> str:
         """Returns a few lines for the log."""
@@ -73,6 +75,8 @@ class LoadReport:
             counts = Counter(self.ignored.values())
             reasons = ', '.join(f'{reason} ({count})' for reason, count in counts.items())
             lines.append(f'  ignored on purpose: {reasons}')
+        if self.unclear:
+            lines.append(f'  unclear: {self.unclear}')
         if self.non_finite:
             lines.append(f'  with infinite or NaN values: {listed(self.non_finite)}')
         if self.unexpected:
@@ -80,7 +84,7 @@ class LoadReport:
         return '\n'.join(lines)
 
     def log(self) -> None:
-        """Logs the report, as a warning for unexpected names or values that are not finite."""
-        is_suspicious = self.unexpected or self.non_finite
+        """Logs the report, as a warning if anything in it is suspicious."""
+        is_suspicious = self.unexpected or self.non_finite or self.unclear
         level = logging.WARNING if is_suspicious else logging.INFO
         print_log(str(self), logger='current', level=level)

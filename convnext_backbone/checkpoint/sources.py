@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
@@ -18,6 +19,7 @@ from mmengine.dist import barrier, is_main_process
 from .containers import Checkpoint, unwrap
 from .hf_config import read_config
 from .mmengine_files import MMENGINE_CLASSES, allowed
+from .names import listed
 
 Source = str | os.PathLike | Mapping
 
@@ -32,17 +34,18 @@ _SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 _HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?')
 
 
-def read_checkpoint(source: Source) -> Checkpoint:
+def read_checkpoint(source: Source, use_ema: bool = True) -> Checkpoint:
     """Reads a checkpoint to the CPU.
 
     Args:
         source: As in :func:`convnext_backbone.load_checkpoint`.
+        use_ema: As in :func:`convnext_backbone.load_checkpoint`. Default: True.
 
     Raises:
         ValueError, FileNotFoundError, TypeError, ImportError, OSError: As ``load_checkpoint``.
     """
     if isinstance(source, Mapping):
-        return unwrap(source)
+        return unwrap(source, use_ema=use_ema)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
             'a checkpoint must be a path, an http(s):// or hf:// address, or a state dict, '
@@ -67,10 +70,10 @@ def read_checkpoint(source: Source) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f'no such checkpoint: {path}')
     if path.name.endswith('.index.json'):
-        checkpoint = _read_shards(path, address)
+        checkpoint = _read_shards(path, address, use_ema)
     else:
         content, kind = _read_file(path)
-        checkpoint = unwrap(content, address, kind)
+        checkpoint = unwrap(content, address, kind, use_ema)
     # Beside other files there may be a config.json of anything.
     if is_folder or path.name in _FOLDER_FILES:
         checkpoint.config = read_config(path.parent)
@@ -91,6 +94,7 @@ def _read_file(path: Path) -> tuple[object, str]:
         return _read_safetensors(path), 'safetensors'
     # A zip archive, or a pickle in the format of torch before 1.6.
     if head.startswith((b'PK', b'\x80')):
+        _check_archive(path)
         return _read_torch(path), 'torch file'
     raise ValueError(
         f'{path} is neither a torch nor a safetensors file: it begins with {head[:24]!r}. '
@@ -116,7 +120,8 @@ def _read_torch(path: Path) -> object:
     try:
         # Training scripts save their arguments with the weights. A Namespace runs no code.
         with allowed([*MMENGINE_CLASSES, argparse.Namespace]), path.open('rb') as file:
-            return torch.load(file, map_location='cpu', weights_only=True)
+            content = torch.load(file, map_location='cpu', weights_only=True)
+            is_whole = zipfile.is_zipfile(path) or not file.read(1)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
         if culprit is None:
@@ -134,6 +139,42 @@ def _read_torch(path: Path) -> object:
         raise ValueError(
             f'{path} is truncated or damaged ({_first_line(error)}): download it again'
         ) from error
+    if not is_whole:
+        raise ValueError(f'{path} is damaged (bytes after its end): download it again')
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses zip archives that are damaged or not written by ``torch.save``."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            # torch does not compare checksums. Files that it saved without them have zeros instead.
+            has_checksums = any(entry.CRC for entry in archive.infolist())
+            damaged = archive.testzip() if has_checksums else None
+    # Damaged bytes can make the reader raise many exceptions.
+    except Exception as error:
+        raise ValueError(
+            f'{path} is truncated or damaged ({_first_line(error)}): download it again'
+        ) from error
+    # The folder in the archive has the name of the saved file.
+    inner = {name.partition('/')[2] for name in names}
+    if 'constants.pkl' in inner:
+        raise ValueError(
+            f'{path} is a TorchScript archive, not a checkpoint: '
+            'save the state dict, torch.save(torch.jit.load(file).state_dict(), other_file)'
+        )
+    if damaged is not None:
+        raise ValueError(
+            f'{path} is damaged (the checksum of {damaged} differs): download it again'
+        )
+    if 'data.pkl' not in inner:
+        raise ValueError(
+            f'{path} is a zip archive of other files, {listed(names)}: '
+            'unpack it and pass the path of the checkpoint'
+        )
 
 
 def _find_weights(folder: Path) -> Path:
@@ -152,16 +193,16 @@ def _find_weights(folder: Path) -> Path:
     )
 
 
-def _read_shards(index: Path, address: str) -> Checkpoint:
+def _read_shards(index: Path, address: str, use_ema: bool) -> Checkpoint:
     try:
         shard_of = json.loads(index.read_text())['weight_map']
         names = sorted(set(shard_of.values()))
+        lost = [name for name in names if not (index.parent / name).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{index} is not the index of a sharded checkpoint: it needs a weight_map with the '
             'file of every tensor'
         ) from error
-    lost = [name for name in names if not (index.parent / name).exists()]
     if lost:
         raise FileNotFoundError(
             f'{index} needs {", ".join(lost)}, not found in its folder: download the missing files'
@@ -169,14 +210,16 @@ def _read_shards(index: Path, address: str) -> Checkpoint:
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
         content, kind = _read_file(index.parent / name)
-        tensors |= unwrap(content, str(index.parent / name), kind).tensors
+        found = unwrap(content, str(index.parent / name), kind).tensors
+        # A shard may hold an old copy of a tensor that the index places in another one.
+        tensors |= {key: tensor for key, tensor in found.items() if shard_of.get(key, name) == name}
     absent = sorted(shard_of.keys() - tensors.keys())
     if absent:
         raise ValueError(
             f'the shards of {index} lack {len(absent)} tensors, such as {absent[0]}: '
             'download them again'
         )
-    return Checkpoint(tensors, address, f'{kind} in {len(names)} shards')
+    return Checkpoint(tensors, address, f'{kind} in {len(names)} shards', use_ema)
 
 
 def _download(url: str) -> Path:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .containers import Checkpoint, CheckpointError
-from .formats import FORMATS, IGNORED, PREFERRED_PREFIXES, WRITABLE
+from .formats import AVERAGED_PREFIXES, FORMATS, IGNORED, OTHER_PREFIXES, WRITABLE
 from .layouts import from_native, is_depthwise, to_native
-from .names import Name, find_name, listed, parse_name, parse_native, write_name
+from .names import Name, find_name, is_inside, listed, parse_name, parse_native, write_name
 
 
 @dataclass
@@ -26,7 +26,12 @@ class Translation:
         names: Names in the source, by native name.
         reshaped: Native names of tensors that had another layout.
         ignored: Names in the source that are not part of the ConvNeXt, and the reason.
-        unexpected: Unknown names in the source that have the key prefix of the ConvNeXt.
+        additional: Unknown names in the source inside of the stem and the stages: what they belong
+            to may change the function of the model.
+        unexpected: Other unknown names in the source that have the key prefix of the ConvNeXt.
+        unclear_norm: Native name of the module of a single norm that is the norm of the last
+            feature map in a detector and the final norm in a classifier, if the names do not tell
+            which of them it is; else None. It is in ``tensors`` as the norm of the feature map.
     """
 
     format: str
@@ -35,7 +40,9 @@ class Translation:
     names: dict[str, str] = field(default_factory=dict)
     reshaped: list[str] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
+    additional: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    unclear_norm: str | None = None
 
     def add(self, source_name: str, name: Name, tensor: Tensor) -> None:
         """Adds a recognised tensor."""
@@ -49,6 +56,13 @@ class Translation:
         self.tensors[native] = to_native(name, tensor)
         if self.tensors[native].shape != tensor.shape:
             self.reshaped.append(native)
+
+    def take_unclear_norm_as_final(self) -> None:
+        """Renames the tensors of ``unclear_norm``."""
+        for native in [name for name in self.tensors if f'{self.unclear_norm}.' in name]:
+            final = Name('final_norm', parse_native(native).leaf).native
+            self.tensors[final] = self.tensors.pop(native)
+            self.names[final] = self.names.pop(native)
 
 
 def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
@@ -75,13 +89,11 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
             f'{checkpoint.source} holds nothing with the key prefix {given!r}: '
             f'its names begin with {listed(tops)}'
         )
-    format_key, inner = _detect(tensors, checkpoint.source)
+    format_key, inner = _detect(tensors, checkpoint)
     result = Translation(format_key, given + inner)
     # Whole classifiers have their final norm and head next to the backbone.
-    outer = inner.removesuffix('.').rpartition('.')[0]
-    outer = f'{outer}.' if outer else ''
+    outer = _parent(inner)
     names: dict[str, Name] = {}
-    has_dense_head = False
     for source_name in tensors:
         inside = source_name.startswith(inner)
         rest = source_name.removeprefix(inner if inside else outer)
@@ -91,13 +103,19 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
         elif reason := _reason_to_ignore(rest):
             result.ignored[given + source_name] = reason
         elif inside:
-            result.unexpected.append(given + source_name)
+            is_part = is_inside(rest, FORMATS[format_key])
+            (result.additional if is_part else result.unexpected).append(given + source_name)
         else:
             result.ignored[given + source_name] = f'outside of {result.prefix!r}'
-            has_dense_head = True
-    has_dense_head &= all(name.part != 'head' for name in names.values())
-    if FORMATS[format_key].lone_norm_is_final and not has_dense_head:
-        names = _reclaim_final_norm(names)
+    if FORMATS[format_key].lone_norm_is_final:
+        # Also names without the given key prefix tell what kind of model it is.
+        whole = _parent(result.prefix)
+        siblings = [
+            name.removeprefix(whole)
+            for name in checkpoint.tensors
+            if name.startswith(whole) and not name.startswith(result.prefix)
+        ]
+        names = _resolve_lone_norm(names, siblings, result)
     for source_name, name in names.items():
         result.add(given + source_name, name, tensors[source_name])
     return result
@@ -129,7 +147,7 @@ def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], l
     return written, left
 
 
-def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
+def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str, str]:
     """Returns the format that matches most names of stem and stages, and their key prefix."""
     counts: Counter[tuple[str, str]] = Counter()
     convolutions = set()
@@ -146,41 +164,81 @@ def _detect(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str]:
     found = {which: count for which, count in counts.items() if which in convolutions}
     if not found:
         raise CheckpointError(
-            f'no ConvNeXt in {source}: none of the known formats ({", ".join(FORMATS)}) fits its '
-            f'{len(tensors)} names: {listed(list(tensors))}'
+            f'no ConvNeXt in {checkpoint.source}: none of the known formats '
+            f'({", ".join(FORMATS)}) fits its {len(tensors)} names: {listed(list(tensors))}'
         )
     best = max(found.values())
     formats: dict[str, str] = {}
     for (key, prefix), count in sorted(found.items(), key=lambda item: -item[1]):
-        # A few tensors under another key prefix are not a model.
-        if 2 * count >= best:
+        # A few tensors under another key prefix are not a model. But averaged weights that lack
+        # many tensors are damaged, and other weights must not replace them.
+        if 2 * count >= best or _words(prefix) & set(AVERAGED_PREFIXES):
             formats.setdefault(prefix, key)
-    for word in PREFERRED_PREFIXES:
-        preferred = [prefix for prefix in formats if word in re.split('[._]', prefix)]
+    main_prefix, main_key = next(iter(formats.items()))
+    for key, prefix in counts:
+        # Averaged weights that have lost all depthwise convolutions are no other network: all their
+        # names are names of the main one, too.
+        is_averaged = key == main_key and _words(prefix) & set(AVERAGED_PREFIXES)
+        if is_averaged and _under(tensors, prefix) <= _under(tensors, main_prefix):
+            formats.setdefault(prefix, key)
+    averaged = [p for p in formats if _words(p) & set(AVERAGED_PREFIXES)]
+    others = [p for p in formats if p not in averaged]
+    wanted = (averaged or others) if checkpoint.use_ema else (others or averaged)
+    if len(wanted) == 1:
+        return formats[wanted[0]], wanted[0]
+    for word in (*AVERAGED_PREFIXES, *OTHER_PREFIXES):
+        preferred = [prefix for prefix in wanted if word in _words(prefix)]
         if len(preferred) == 1:
             return formats[preferred[0]], preferred[0]
-    if len(formats) > 1:
-        raise CheckpointError(
-            f'{source} holds several ConvNeXts, with the key prefixes {listed(sorted(formats))}: '
-            'choose one with prefix=...'
-        )
-    prefix, key = formats.popitem()
-    return key, prefix
+    raise CheckpointError(
+        f'{checkpoint.source} holds several ConvNeXts, with the key prefixes '
+        f'{listed(sorted(formats))}: choose one with prefix=...'
+    )
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> set[str]:
+    return {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+
+
+def _words(prefix: str) -> set[str]:
+    return set(re.split('[._]', prefix))
+
+
+def _parent(prefix: str) -> str:
+    """Returns the key prefix of the model around the one with this key prefix."""
+    return ''.join(f'{word}.' for word in prefix.split('.')[:-2])
 
 
 def _reason_to_ignore(name: str) -> str | None:
     return next((reason for pattern, reason in IGNORED.items() if re.match(pattern, name)), None)
 
 
-def _reclaim_final_norm(names: dict[str, Name]) -> dict[str, Name]:
-    """Reads a single norm, of the last feature map, as the final norm of a classifier.
+def _resolve_lone_norm(
+    names: dict[str, Name], siblings: list[str], result: Translation
+) -> dict[str, Name]:
+    """Decides what a single norm is that belongs to the last feature map by its name.
 
     OpenMMLab's classifiers pool before their final norm but call it ``norm3``. OpenMMLab's
-    detectors use this name for the norm of a feature map. The caller excludes checkpoints with a
-    neck or a dense head.
+    detectors use this name for the norm of a feature map. So it is the final norm in a model with a
+    classifier's head, and the norm of a map next to a neck or a dense head. If the file shows
+    neither, ``result.unclear_norm`` is set.
+
+    Args:
+        names: The parsed names, by name in the source.
+        siblings: Other names in the same larger model, relative to it.
+        result: The translation.
     """
     last_stage = max(name.stage or 0 for name in names.values() if name.part == 'dwconv')
-    if {name.stage for name in names.values() if name.part == 'map_norm'} != {last_stage}:
+    lone = {name.module for name in names.values() if name.part == 'map_norm'}
+    if lone != {Name('map_norm', stage=last_stage)}:
+        return names
+    reasons = {_reason_to_ignore(name) for name in siblings}
+    parsed = [parse_name(name, FORMATS[result.format]) for name in siblings]
+    has_head = any(name and name.part == 'head' for name in [*names.values(), *parsed])
+    if not has_head and None in reasons:
+        return names
+    if not has_head and 'head' not in reasons:
+        result.unclear_norm = Name('map_norm', stage=last_stage).native.rstrip('.')
         return names
     return {
         source_name: Name('final_norm', name.leaf) if name.part == 'map_norm' else name

@@ -8,6 +8,8 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from ..models.checks import check_integer
+
 
 @METRICS.register_module('ConvNextAccuracy')
 class Accuracy(BaseMetric):
@@ -18,16 +20,19 @@ class Accuracy(BaseMetric):
         collect_device: As in mmengine's metrics. Default: ``'cpu'``.
 
     Raises:
+        TypeError: If a k is not an integer.
         ValueError: If ``topk`` is empty or a k is below 1; in an evaluation, if samples have no
-            ``gt_label`` or fewer than k classes.
+            ``gt_label``, a label that is no class of the model, or fewer than k classes.
     """
 
     default_prefix = 'accuracy'
 
     def __init__(self, topk: Sequence[int] = (1, 5), collect_device: str = 'cpu') -> None:
         super().__init__(collect_device=collect_device)
-        if not topk or min(topk) < 1:
-            raise ValueError(f'topk must be one or more positive integers, got {topk}')
+        if not isinstance(topk, Sequence) or not topk:
+            raise ValueError(f'topk must be one or more positive integers, got {topk!r}')
+        for k in topk:
+            check_integer('topk', k, at_least=1)
         self.topk = tuple(topk)
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
@@ -40,6 +45,11 @@ class Accuracy(BaseMetric):
                 raise ValueError(
                     f'topk={self.topk} needs at least as many classes, got {len(scores)}: '
                     'lower topk in the config of the metric'
+                )
+            if label.numel() != 1 or not 0 <= label < len(scores):
+                raise ValueError(
+                    f'gt_label must be one class between 0 and {len(scores) - 1}, got '
+                    f'{label.tolist()}: the dataset and the model need the same classes'
                 )
             ranking = scores.argsort(descending=True, stable=True)
             rank = (ranking == label.to(ranking.device)).nonzero().item()

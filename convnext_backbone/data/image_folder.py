@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,10 +30,17 @@ class ImageFolder(BaseDataset):
     Raises:
         FileNotFoundError: If ``data_root`` is not a folder, contains no folders, or lacks one of
             ``metainfo['classes']``, or if there are no images in any of them.
+        TypeError: If ``data_root`` is not a path or ``metainfo['classes']`` is a single text.
     """
 
     def __init__(self, data_root: str, metainfo: Mapping | None = None, **dataset_args) -> None:
+        if not isinstance(data_root, (str, os.PathLike)):
+            raise TypeError(f'data_root must be the path of a folder, got {data_root!r}')
         metainfo = dict(metainfo or {})
+        if isinstance(metainfo.get('classes'), str):
+            raise TypeError(
+                f'metainfo["classes"] must be a list of names, got {metainfo["classes"]!r}'
+            )
         metainfo.setdefault('classes', self._find_classes(Path(data_root)))
         super().__init__(data_root=data_root, data_prefix={}, metainfo=metainfo, **dataset_args)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import ImgDataPreprocessor
@@ -9,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 from torch.distributions import Beta
 
+from ..models.checks import check_integer
 from ..models.losses import SINGLE_LABEL, check_labels
 
 
@@ -29,9 +32,11 @@ class MixingDataPreprocessor(ImgDataPreprocessor):
             ``bgr_to_rgb``, ...
 
     Raises:
-        ValueError: If an alpha is negative, or both are 0; in training also if labels are out of
-            range or have another shape.
-        TypeError: In training, if labels are not class indices.
+        ValueError: If an alpha is negative or not a finite number, if both are 0, or if
+            ``num_labels`` is below 1; in training also if labels are out of range or have another
+            shape.
+        TypeError: If ``num_labels`` is not an integer; in training also if labels are not class
+            indices.
     """
 
     def __init__(
@@ -42,10 +47,13 @@ class MixingDataPreprocessor(ImgDataPreprocessor):
         **normalize_args,
     ) -> None:
         super().__init__(**normalize_args)
-        if min(mixup_alpha, cutmix_alpha) < 0 or mixup_alpha == cutmix_alpha == 0:
+        check_integer('num_labels', num_labels, at_least=1)
+        alphas = (mixup_alpha, cutmix_alpha)
+        numbers = all(isinstance(a, (int, float)) and 0 <= a < math.inf for a in alphas)
+        if not numbers or not any(alphas):
             raise ValueError(
-                'mixup_alpha and cutmix_alpha must not be negative, and at least one must be '
-                f'positive, got {mixup_alpha} and {cutmix_alpha}'
+                'mixup_alpha and cutmix_alpha must be finite numbers, must not be negative, and at '
+                f'least one must be positive, got {mixup_alpha!r} and {cutmix_alpha!r}'
             )
         self.num_labels = num_labels
         ways = ((mixup, mixup_alpha), (cutmix, cutmix_alpha))

@@ -11,6 +11,8 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
+from ..models.checks import check_integer
+
 META_KEYS = ('sample_idx', 'img_path', 'ori_shape', 'img_shape')
 
 
@@ -26,6 +28,10 @@ class RandomResizedCrop(BaseTransform):
         ratio: Minimum and maximum of width / height of the rectangle, sampled on a log scale.
             Default: (3/4, 4/3).
         interpolation: As in ``mmcv.imresize``. Default: ``'bilinear'``.
+
+    Raises:
+        ValueError: If the side is below 1, or if ``area`` or ``ratio`` is not a range.
+        TypeError: If the side is not an integer.
     """
 
     def __init__(
@@ -35,6 +41,9 @@ class RandomResizedCrop(BaseTransform):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         interpolation: str = 'bilinear',
     ) -> None:
+        check_integer('scale', scale, at_least=1)
+        check_range('area', area, at_most=1)
+        check_range('ratio', ratio)
         self.scale, self.area, self.ratio = scale, area, ratio
         self.interpolation = interpolation
 
@@ -63,6 +72,9 @@ class RandomErasing(BaseTransform):
             Default: (0.3, 10/3).
         mean: Mean of the noise per channel. Default: the mean of ImageNet in BGR.
         std: Standard deviation of the noise per channel. Default: the one of ImageNet in BGR.
+
+    Raises:
+        ValueError: If the probability is not in [0, 1], or if ``area`` or ``ratio`` is not a range.
     """
 
     def __init__(
@@ -73,6 +85,10 @@ class RandomErasing(BaseTransform):
         mean: tuple[float, ...] = (103.53, 116.28, 123.675),
         std: tuple[float, ...] = (57.375, 57.12, 58.395),
     ) -> None:
+        if not isinstance(prob, (int, float)) or not 0 <= prob <= 1:
+            raise ValueError(f'prob must be a number in [0, 1], got {prob!r}')
+        check_range('area', area, at_most=1)
+        check_range('ratio', ratio)
         self.prob, self.area, self.ratio = prob, area, ratio
         self.mean, self.std = mean, std
 
@@ -111,6 +127,21 @@ class PackInputs(BaseTransform):
         if 'gt_label' in results:
             sample.gt_label = torch.as_tensor(results['gt_label'])
         return dict(inputs=torch.from_numpy(image), data_samples=sample)
+
+
+def check_range(name: str, value: object, at_most: float = math.inf) -> None:
+    """Refuses everything but two numbers, the smaller one first, both positive.
+
+    Raises:
+        ValueError: If the value is anything else, or if a number is above ``at_most``.
+    """
+    pair = value if isinstance(value, (tuple, list)) and len(value) == 2 else ()
+    numbers = [v for v in pair if isinstance(v, (int, float))]
+    if len(numbers) < 2 or not 0 < numbers[0] <= numbers[1] <= at_most:
+        limit = '' if at_most == math.inf else f' <= {at_most}'
+        raise ValueError(
+            f'{name} must be (minimum, maximum) with 0 < minimum <= maximum{limit}, got {value!r}'
+        )
 
 
 def random_rectangle(

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -163,21 +162,34 @@ class ConvNextBackbone(ConvNextBase):
         """Warns if the backbone is moved to channels_last."""
         was_channels_last = self._is_channels_last()
         super()._apply(fn, recurse)
-        if self._is_channels_last() and not was_channels_last:
+        if not was_channels_last:
+            self._warn_if_channels_last()
+        return self
+
+    def __setstate__(self, state: dict) -> None:
+        """Warns if a backbone in channels_last is copied or unpickled."""
+        super().__setstate__(state)
+        self._warn_if_channels_last()
+
+    def _warn_if_channels_last(self) -> None:
+        if self._is_channels_last():
             warnings.warn(
                 'ConvNextBackbone was moved to channels_last. Its feature maps are still '
                 'contiguous in NCHW, so this is safe if the backbone was moved alone: '
                 'model.backbone.to(memory_format=torch.channels_last). If the neck was also moved, '
                 "its feature maps are channels_last, and mmcv's RoIAlign reads those wrongly "
-                'without an error: losses decrease, but AP stays 0.',
-                stacklevel=2,
+                'without an error: losses decrease, but AP stays 0. ConvNextLayoutHook stops such '
+                'runs, and convnext_backbone.engine.check_layout(detector) such predictions.',
+                stacklevel=3,
             )
-        return self
 
     def _is_channels_last(self) -> bool:
-        return any(
-            p.ndim == 4
-            and p.is_contiguous(memory_format=torch.channels_last)
-            and not p.is_contiguous()
-            for p in self.parameters()
-        )
+        return any(is_channels_last(p) for p in self.parameters())
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether the weight of a 2-D convolution is in channels_last, and not also in NCHW."""
+    if weight.ndim != 4 or weight.shape[1] == 1:
+        return False
+    # Kernels of 1x1 count as contiguous in both layouts, but convolutions look at the strides.
+    return weight.stride(1) == 1 and weight.stride(3) == weight.shape[1]

@@ -20,11 +20,18 @@ from peers import PEERS, build_ours
 from rich.console import Console
 from rich.table import Table
 
+from convnext_backbone.arch import ARCHS
+from convnext_backbone.command_line import check_file, usage_errors, whole_file
+
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
+from matplotlib.backend_bases import FigureCanvasBase
 
 SWEEP_ARCHS = ('atto', 'femto', 'pico', 'nano', 'tiny', 'small', 'base')
 SWEEP_SIZES = (256, 384, 512, 768, 1024)
+
+# One pixel of the last stage's map.
+SMALLEST_SIDE = 32
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,8 +76,17 @@ def parse_args() -> argparse.Namespace:
     fixed = ('arch', 'size', 'peers', 'layout')
     if args.sweep and any(getattr(args, name) != parser.get_default(name) for name in fixed):
         parser.error(f'--sweep cannot be combined with --{", --".join(fixed)}')
-    if args.repeats < 1:
-        parser.error('--repeats must be at least 1')
+    if args.arch not in ARCHS:
+        parser.error(f'--arch takes {", ".join(ARCHS)}, not {args.arch}')
+    if min(args.size) < SMALLEST_SIDE:
+        parser.error(f'--size must be at least {SMALLEST_SIDE} {SMALLEST_SIDE}, got {args.size}')
+    if min(args.batch, args.repeats) < 1:
+        parser.error('--batch and --repeats must be at least 1')
+    with usage_errors(parser):
+        for out in filter(None, (args.json, args.plot)):
+            check_file(out)
+        if args.plot and args.plot.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
+            raise ValueError(f'--plot must end in .png, .svg or .pdf, got {args.plot}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch finds no GPU')
     return args
@@ -197,7 +213,8 @@ def plot_comparison(rows: list[dict], limit: float, title: str, path: Path) -> N
     axis.set_xlabel('ms per step: median, fastest and slowest')
     axis.set_title(title, fontsize='medium', wrap=True)
     axis.legend()
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120)
 
 
 def plot_sweep(curves: dict[str, dict], title: str, path: Path) -> None:
@@ -213,7 +230,8 @@ def plot_sweep(curves: dict[str, dict], title: str, path: Path) -> None:
         axis.set(xlabel='megapixels', ylabel=units[key], xlim=0, ylim=0)
         axis.legend()
     figure.suptitle(title, fontsize='medium')
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120)
 
 
 def main() -> None:
@@ -221,7 +239,8 @@ def main() -> None:
     console = Console()
     figures = sweep(args, console) if args.sweep else compare(args, console)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2))
+        with whole_file(args.json) as part:
+            part.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == '__main__':

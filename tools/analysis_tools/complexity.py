@@ -30,6 +30,8 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from convnext_backbone.command_line import read_config, usage_errors
+
 
 class Inference(nn.Module):
     """The computation of a model for one image, up to predictions before decoding.
@@ -200,16 +202,23 @@ def main() -> None:
         'for segmentors, 224 224 for classifiers and backbones)',
     )
     args = parser.parse_args()
+    if args.shape and min(args.shape) < 1:
+        parser.error(f'--shape must be positive, got {args.shape}')
+    with usage_errors(parser):
+        cfgs = [read_config(config) for config in args.configs]
+        for config, cfg in zip(args.configs, cfgs, strict=True):
+            if 'model' not in cfg:
+                raise ValueError(f'{config} has no model: choose a whole config')
     # mmengine's counter warns about every operator and module that it does not count.
     MMLogger.get_instance('mmengine', log_level='ERROR')
     table = Table()
     for column in ('config', 'image', 'params', 'FLOPs', 'activations'):
         is_name = column == 'config'
         table.add_column(column, justify='left' if is_name else 'right', overflow='fold')
-    for config in args.configs:
-        cfg = Config.fromfile(config)
+    for config, cfg in zip(args.configs, cfgs, strict=True):
         height, width = args.shape or default_shape(cfg)
-        found = measure(cfg, (height, width))
+        with usage_errors(parser, of_checkers=True):
+            found = measure(cfg, (height, width))
         table.add_row(
             Path(config).stem,
             f'{height} x {width}',

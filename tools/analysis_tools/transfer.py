@@ -10,13 +10,19 @@ weights in its backbone and everything else unchanged. Prints the validation mAP
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from statistics import mean
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
+
+from convnext_backbone import load_checkpoint
+from convnext_backbone.command_line import check_folder, usage_errors
+from convnext_backbone.engine.dataset_checks import check_datasets
 
 CONFIG = Path(__file__).parents[2] / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 METRICS = {'box mAP': 'coco/bbox_mAP', 'mask mAP': 'coco/segm_mAP'}
@@ -68,6 +74,14 @@ def main() -> None:
         '--work-dir', type=Path, default='work_dirs/transfer', help='(default: %(default)s)'
     )
     args = parser.parse_args()
+    if min(args.seeds, args.epochs) < 1:
+        parser.error(f'--seeds and --epochs must be at least 1, got {args.seeds}, {args.epochs}')
+    with usage_errors(parser):
+        check_folder(args.work_dir)
+        cfg = Config.fromfile(CONFIG)
+        load_checkpoint(MODELS.build(cfg.model.backbone), args.checkpoint)
+        for warning in check_datasets(cfg):
+            print(f'warning: {warning}', file=sys.stderr)
     starts = {
         'random': None,
         'pre-trained': dict(type='Pretrained', checkpoint=args.checkpoint),

@@ -105,8 +105,8 @@ def write_split(out: Path, split: str, count: int, size: int, rng: np.random.Gen
     for image_id in track(range(1, count + 1), description=f'{split}: {count} images'):
         shapes = sample_shapes(rng, size, wanted=rng.integers(1, 4))
         file_name = f'{image_id:06d}.png'
-        cv2.imwrite(str(out / split / file_name), draw(rng, shapes, size))
-        cv2.imwrite(str(masks / file_name), draw_mask(shapes, size))
+        write_image(out / split / file_name, draw(rng, shapes, size))
+        write_image(masks / file_name, draw_mask(shapes, size))
         images.append(dict(id=image_id, file_name=file_name, width=size, height=size))
         for shape in shapes:
             annotations.append(
@@ -123,7 +123,15 @@ def write_split(out: Path, split: str, count: int, size: int, rng: np.random.Gen
     categories = [dict(id=i, name=name, supercategory='shape') for name, i in category_ids.items()]
     path = out / 'annotations' / f'instances_{split}.json'
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+    # An interrupted run must not leave half a file.
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+    part.replace(path)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes an image; unlike OpenCV, raises an OSError if the disk is full or read-only."""
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
 
 
 def make_shapes_dataset(
@@ -141,6 +149,7 @@ def make_shapes_dataset(
 
     Raises:
         ValueError: If a number is too small.
+        OSError: If the files cannot be written.
     """
     if train < 1 or val < 1:
         raise ValueError(f'each split needs at least 1 image, got train={train} and val={val}')
@@ -166,6 +175,8 @@ def main(description: str, write: Callable = write_split) -> None:
         make_shapes_dataset(**vars(args), write=write)
     except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f'cannot write to {error.filename or args.out}: {error.strerror}')
 
 
 if __name__ == '__main__':

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
-from make_shapes_dataset import CLASSES, draw, main, sample_shapes
+from make_shapes_dataset import CLASSES, draw, main, sample_shapes, write_image
 from rich.progress import track
 
 
@@ -25,7 +24,7 @@ def write_class_folders(
     for image_id in track(range(1, count + 1), description=f'{split}: {count} images'):
         (shape,) = sample_shapes(rng, size, wanted=1)
         path = out / split / shape.name / f'{image_id:06d}.png'
-        cv2.imwrite(str(path), draw(rng, [shape], size))
+        write_image(path, draw(rng, [shape], size))
 
 
 if __name__ == '__main__':

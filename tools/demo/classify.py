@@ -9,9 +9,9 @@ pipeline come from a config: by default the one that tools/train.py saved next t
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+import cv2
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -19,6 +19,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from convnext_backbone import load_checkpoint
 from convnext_backbone.checkpoint import MMENGINE_CLASSES, allowed
+from convnext_backbone.command_line import read_config, usage_errors
 
 
 def find_config(checkpoint: Path) -> Path:
@@ -51,12 +52,20 @@ def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: in
 
     Raises:
         FileNotFoundError: If an image, the checkpoint or the config does not exist.
-        ValueError: If no config is found, or if the checkpoint does not match it or has no head.
+        ValueError: If no config is found or it is not a classifier's, if the checkpoint does not
+            match it or has no head, or if an image cannot be read.
     """
     for path in (*images, checkpoint):
         if not path.exists():
             raise FileNotFoundError(f'no such file: {path}')
-    cfg = Config.fromfile(config or find_config(checkpoint))
+    config = config or find_config(checkpoint)
+    cfg = read_config(config)
+    kind = cfg.get('model', {}).get('type')
+    if kind != 'ConvNextForImageClassification':
+        raise ValueError(
+            f'{config} is the config of a {kind}, not of a ConvNextForImageClassification: '
+            'choose the config of a classifier with --config'
+        )
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model).eval()
     if model.problem_type == 'regression':
@@ -65,7 +74,10 @@ def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: in
     classes = read_classes(cfg, checkpoint) or range(model.num_labels)
     pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
     for path in images:
-        data = pipeline(dict(img_path=str(path)))
+        try:
+            data = pipeline(dict(img_path=str(path)))
+        except (AssertionError, cv2.error) as error:
+            raise ValueError(f'{path} is not an image that OpenCV can read') from error
         (sample,) = model.test_step({key: [value] for key, value in data.items()})
         probabilities, labels = sample.pred_score.topk(min(topk, model.num_labels))
         print(path)
@@ -82,10 +94,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.topk < 1:
         parser.error(f'--topk must be at least 1, got {args.topk}')
-    try:
+    with usage_errors(parser):
         classify(**vars(args))
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

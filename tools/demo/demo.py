@@ -22,6 +22,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
+from convnext_backbone.command_line import check_folder, usage_errors
+
 REPO = Path(__file__).parents[2]
 CONFIGS = REPO / 'configs/demo'
 GENERATOR = REPO / 'tools/dataset_converters/make_shapes_dataset.py'
@@ -118,6 +120,9 @@ def main() -> None:
 
     cfg = Config.fromfile(CONFIGS / task.config)
     cfg.work_dir = args.work_dir or task.work_dir
+    with usage_errors(parser):
+        check_folder(cfg.work_dir)
+        check_folder(cfg.data_root)
     generate(cfg.data_root)
 
     print(f'Training: about {task.minutes} min on 2 cores')

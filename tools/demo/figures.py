@@ -12,6 +12,8 @@ import torch
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
 
+from convnext_backbone.command_line import whole_file
+
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
@@ -67,7 +69,8 @@ def draw_instances(runner: Runner, path: Path, count: int = 8, score_thr: float 
         axis.axvline(image.shape[1], color='white')
         axis.set_title(f'{Path(sample.img_path).name}: ground truth | prediction', fontsize=10)
         axis.axis('off')
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120)
     plt.close(figure)
 
 
@@ -96,7 +99,8 @@ def draw_segments(runner: Runner, path: Path, count: int = 8) -> None:
         for color, name in zip(palette, meta['classes'], strict=True)
     ]
     figure.legend(handles=patches, loc='outside upper center', ncols=len(patches))
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120)
     plt.close(figure)
 
 
@@ -124,5 +128,6 @@ def draw_curve(
         score_axis.plot(scores[:, 0] * iterations_per_epoch, scores[:, 1], 'o-', label=name)
     score_axis.set(ylabel=f'{", ".join(metrics)} on the validation images', ylim=(0, 1))
     figure.legend(loc='outside upper center', ncols=1 + len(metrics))
-    figure.savefig(path, dpi=100)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=100)
     plt.close(figure)

@@ -10,7 +10,7 @@ address. OUT is a safetensors file if it ends in .safetensors, otherwise a torch
 from __future__ import annotations
 
 import argparse
-import sys
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from convnext_backbone.checkpoint import (
 )
 from convnext_backbone.checkpoint.formats import FORMATS, MAP_NORMS, WRITABLE
 from convnext_backbone.checkpoint.names import Name, listed, parse_native
+from convnext_backbone.command_line import check_file, usage_errors, whole_file
 
 KINDS = (
     'tensors of the stages',
@@ -90,7 +91,9 @@ def convert(file: str, out: Path, to: str) -> None:
     Raises:
         ValueError: If the checkpoint cannot be read, or if ``out`` is the checkpoint itself.
         FileNotFoundError: If the checkpoint or the folder of ``out`` does not exist.
+        OSError: If ``out`` cannot be written.
     """
+    check_file(out)
     if not out.parent.is_dir():
         raise FileNotFoundError(f'no such folder: {out.parent}')
     if out.exists() and out.resolve() == Path(file).resolve():
@@ -101,8 +104,8 @@ def convert(file: str, out: Path, to: str) -> None:
     # A view would be saved with its whole storage.
     layout = torch.contiguous_format
     tensors = {name: tensor.clone(memory_format=layout) for name, tensor in exported.items()}
-    with console.status(f'writing {out}'):
-        save(tensors, out)
+    with console.status(f'writing {out}'), whole_file(out) as part:
+        save(tensors, part)
     console.print(f'{len(tensors)} tensors of {file} ({found.format}) written to {out} ({to})')
     left += [*found.ignored, *found.unexpected]
     if left:
@@ -110,13 +113,19 @@ def convert(file: str, out: Path, to: str) -> None:
 
 
 def save(tensors: dict[str, Tensor], out: Path) -> None:
-    """Writes a state dict with safetensors or torch, depending on the suffix."""
-    if out.suffix == '.safetensors':
-        from safetensors.torch import save_file
+    """Writes a state dict with safetensors or torch, depending on the suffix.
 
-        save_file(tensors, out, metadata={'format': 'pt'})
+    Raises:
+        OSError: If the disk is full; torch and safetensors have other errors for this.
+    """
+    if out.suffix == '.safetensors':
+        from safetensors.torch import save as to_bytes
+
+        out.write_bytes(to_bytes(tensors, metadata={'format': 'pt'}))
     else:
-        torch.save(tensors, out)
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        out.write_bytes(buffer.getbuffer())
 
 
 def main() -> None:
@@ -129,10 +138,8 @@ def main() -> None:
     converting.add_argument('out', type=Path, help='output file, .safetensors or .pth')
     converting.add_argument('--to', required=True, choices=WRITABLE, help='output format')
     args = vars(parser.parse_args())
-    try:
+    with usage_errors(parser):
         {'inspect': inspect, 'convert': convert}[args.pop('command')](**args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,51 @@
+"""Lets a model inside of a larger model refuse a state dict before any part is loaded.
+
+torch loads the parts of a model in the order in which they were registered. Without this, a head
+that comes before the backbone would be loaded already when the backbone refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from .loading import adopt_state_dict
+from .pretrained import LoadsAnyCheckpoint
+
+
+def guard_larger_models() -> None:
+    """Gives every module that gets a model of this package a check, from now on.
+
+    It runs before a state dict is loaded into the module, and raises the error that the model would
+    raise later.
+    """
+    register_module_module_registration_hook(_guard)
+
+
+def _guard(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+    is_inside = isinstance(submodule, LoadsAnyCheckpoint) or _is_guarded(submodule)
+    if is_inside and not _is_guarded(module):
+        module.register_load_state_dict_pre_hook(_check)
+
+
+def _is_guarded(module: nn.Module | None) -> bool:
+    hooks = getattr(module, '_load_state_dict_pre_hooks', {})
+    return any(getattr(hook, 'hook', None) is _check for hook in hooks.values())
+
+
+def _check(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+    for name, model in _models(module, prefix):
+        # Wrappers such as FSDP rename the tensors on the way: the model itself checks them later.
+        if any(isinstance(key, str) and key.startswith(name) for key in state_dict):
+            adopt_state_dict(model.checkpoint_target(), dict(state_dict), name, log=False)
+
+
+def _models(module: nn.Module, prefix: str) -> Iterator[tuple[str, LoadsAnyCheckpoint]]:
+    """Yields the models inside of a module, with their key prefixes; not those inside of others."""
+    for name, child in module.named_children():
+        if isinstance(child, LoadsAnyCheckpoint):
+            yield f'{prefix}{name}.', child
+        else:
+            yield from _models(child, f'{prefix}{name}.')

@@ -1,0 +1,246 @@
+"""Faults of generated datasets that the frameworks accept, or notice late."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import REPO, run_tool
+from mmengine.config import Config
+
+from convnext_backbone.engine import dataset_checks
+from convnext_backbone.engine.dataset_checks import check_datasets
+
+DETECTION = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
+SEGMENTATION = REPO / 'configs/demo/upernet_convnext-atto_shapes.py'
+CLASSIFICATION = REPO / 'configs/demo/convnext-atto_shapes.py'
+TRAIN = 'data/shapes/annotations/instances_train.json'
+
+
+@pytest.fixture(scope='module')
+def generated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('generated')
+    images = ('--train', 6, '--val', 2, '--size', 32)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
+    images = ('--train', 24, '--val', 12, '--size', 32)
+    run_tool('dataset_converters/make_shapes_folder.py', 'data/shapes_folder', *images, cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def folder(generated, tmp_path, monkeypatch):
+    """A copy of both datasets, as the working folder."""
+    shutil.copytree(generated, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(change):
+    """Applies a function to the content of the training annotations."""
+
+    def fault(cfg):
+        content = json.loads(Path(TRAIN).read_text())
+        content = change(content) or content
+        Path(TRAIN).write_text(json.dumps(content))
+
+    return fault
+
+
+def options(**changes):
+    """Changes settings; a double underscore stands for a dot."""
+    return lambda cfg: cfg.merge_from_dict({k.replace('__', '.'): v for k, v in changes.items()})
+
+
+def first(part, **changes):
+    """Changes the first image or annotation; None removes a key."""
+
+    def change(content):
+        for key, value in changes.items():
+            content[part][0].pop(key)
+            if value is not None:
+                content[part][0][key] = value
+
+    return edit(change)
+
+
+@pytest.mark.parametrize('path', [DETECTION, SEGMENTATION, CLASSIFICATION], ids=lambda p: p.stem)
+def test_generated_data_have_no_fault(path, folder):
+    assert check_datasets(Config.fromfile(path)) == []
+
+
+@pytest.mark.parametrize(
+    ('path', 'fault', 'error', 'message'),
+    [
+        (
+            DETECTION,
+            lambda cfg: Path(TRAIN).unlink(),
+            FileNotFoundError,
+            'no annotation file .*train.json: check data_root',
+        ),
+        (
+            DETECTION,
+            lambda cfg: Path(TRAIN).write_text(Path(TRAIN).read_text()[:200]),
+            ValueError,
+            'not a complete JSON file',
+        ),
+        (DETECTION, edit(lambda c: [c]), ValueError, 'has no images and no categories'),
+        (DETECTION, edit(lambda c: c.pop('images') and c), ValueError, 'no images: it must be in'),
+        (DETECTION, edit(lambda c: c.update(images=[])), ValueError, 'lists no images'),
+        (
+            DETECTION,
+            edit(lambda c: c.update(annotations=[])),
+            ValueError,
+            '0 annotations, but none of the classes',
+        ),
+        (DETECTION, first('images', width=None), ValueError, 'an image without width'),
+        (DETECTION, first('images', id=2), ValueError, 'uses an image id twice'),
+        (
+            DETECTION,
+            first('images', file_name='absent.png'),
+            FileNotFoundError,
+            '1 of 6 files listed by .* such as data/shapes/train/absent.png: check',
+        ),
+        (DETECTION, first('annotations', bbox=None), ValueError, 'annotation 1 has no bbox'),
+        (DETECTION, first('annotations', bbox=[1, 2]), ValueError, r'width, height\], got \[1, 2'),
+        (DETECTION, first('annotations', bbox=[1, 2, 3, math.nan]), ValueError, 'got .*nan'),
+        (
+            DETECTION,
+            edit(lambda c: c['categories'][0].pop('name') and c),
+            ValueError,
+            'a category with',
+        ),
+        (
+            DETECTION,
+            lambda cfg: Path('data/shapes/train/000003.png').write_bytes(b''),
+            ValueError,
+            '1 of 6 files .* are empty, such as data/shapes/train/000003.png: write them again',
+        ),
+        (DETECTION, first('annotations', area=None), ValueError, 'annotation 1 has no area'),
+        (DETECTION, first('annotations', segmentation=[]), ValueError, '1 has no segmentation'),
+        (
+            DETECTION,
+            edit(lambda c: c['categories'][0].update(name='disc')),
+            ValueError,
+            'no category circle, it has disc, square, triangle: set metainfo.classes',
+        ),
+        (
+            DETECTION,
+            edit(lambda c: c['categories'].reverse()),
+            ValueError,
+            'another order .* to triangle, square, circle',
+        ),
+        (
+            DETECTION,
+            options(train_dataloader__dataset__metainfo__classes='circle'),
+            ValueError,
+            "tuple of names, got 'circle'",
+        ),
+        (
+            DETECTION,
+            options(train_dataloader__dataset__metainfo__classes=('circle', 'square')),
+            ValueError,
+            'the classes of train and val differ, circle, square and circle, square, triangle',
+        ),
+        (
+            DETECTION,
+            options(model__roi_head__mask_head__num_classes=80),
+            ValueError,
+            'model.roi_head.mask_head.num_classes is 80, but the datasets have 3',
+        ),
+        (
+            DETECTION,
+            options(val_evaluator__ann_file='none.json'),
+            FileNotFoundError,
+            'no annotation file none.json: check ann_file of the evaluator',
+        ),
+        (
+            SEGMENTATION,
+            lambda cfg: shutil.rmtree('data/shapes/train'),
+            FileNotFoundError,
+            'data/shapes/train',
+        ),
+        (
+            SEGMENTATION,
+            options(train_dataloader__dataset__img_suffix='.jpg'),
+            FileNotFoundError,
+            'no images in data/shapes/train.*check data_root, data_prefix and the suffixes',
+        ),
+        (
+            SEGMENTATION,
+            lambda cfg: Path('data/shapes/masks/val/000002.png').unlink(),
+            FileNotFoundError,
+            '1 of 2 files .* such as data/shapes/masks/val/000002.png',
+        ),
+        (
+            SEGMENTATION,
+            options(model__decode_head__num_classes=3),
+            ValueError,
+            'model.decode_head.num_classes is 3, but the datasets have 4',
+        ),
+        (
+            CLASSIFICATION,
+            lambda cfg: shutil.rmtree('data/shapes_folder/val'),
+            FileNotFoundError,
+            "'data/shapes_folder/val' is not a folder: set it",
+        ),
+        (
+            CLASSIFICATION,
+            options(model__num_labels=1000),
+            ValueError,
+            'model.num_labels is 1000, but the datasets have 3 classes',
+        ),
+    ],
+)
+def test_faults_are_found_before_training(path, fault, error, message, folder):
+    cfg = Config.fromfile(path)
+    fault(cfg)
+    with pytest.raises(error, match=message):
+        check_datasets(cfg)
+
+
+def test_wrapped_datasets_are_checked(folder):
+    cfg = Config.fromfile(DETECTION)
+    inner = cfg.train_dataloader.dataset
+    repeated = dict(type='RepeatDataset', times=2, dataset=inner)
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner, repeated])
+    assert check_datasets(cfg) == []
+    repeated['dataset'] = inner | dict(ann_file='none.json')
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner, repeated])
+    with pytest.raises(FileNotFoundError, match=r'no annotation file data/shapes/none\.json'):
+        check_datasets(cfg)
+
+
+def test_what_is_left_out_is_a_warning(folder):
+    def change(content):
+        content['categories'].append(dict(id=9, name='star'))
+        content['annotations'][0]['category_id'] = 9
+        content['annotations'][1]['image_id'] = 99
+        content['annotations'][2]['bbox'] = [20, 20, 40, 4]
+        content['annotations'][3]['bbox'] = [2, 2, 0.5, 4]
+
+    edit(change)(None)
+    total = len(json.loads(Path(TRAIN).read_text())['annotations'])
+    left_out, unlisted, empty, outside = check_datasets(Config.fromfile(DETECTION))
+    assert f'1 of {total} annotations are left out, their categories are not' in left_out
+    assert left_out.endswith('star')
+    assert f'1 of {total} annotations are left out, their images are not listed' in unlisted
+    assert 'such as annotation 2 of image 99' in unlisted
+    assert 'no area or are narrower than a pixel, such as annotation 4' in empty
+    assert 'annotations reach outside their image, such as annotation 3' in outside
+    # The test set need not have objects.
+    content = json.loads(Path(TRAIN).read_text())
+    del content['annotations']
+    Path('data/shapes/annotations/instances_val.json').write_text(json.dumps(content))
+    cfg = Config.fromfile(DETECTION)
+    cfg.test_dataloader.dataset.data_prefix.img = 'train/'
+    assert check_datasets(cfg, ['test']) == []
+
+
+def test_of_many_images_some_are_looked_up(folder, monkeypatch):
+    monkeypatch.setattr(dataset_checks, 'MAX_LOOKUPS', 2)
+    Path('data/shapes/train/000002.png').unlink()
+    assert check_datasets(Config.fromfile(DETECTION)) == []
+    Path('data/shapes/train/000004.png').unlink()
+    with pytest.raises(FileNotFoundError, match=r'1 of 2 files .* such as .*000004\.png'):
+        check_datasets(Config.fromfile(DETECTION))
