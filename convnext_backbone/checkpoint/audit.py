@@ -15,6 +15,7 @@ from .infer import read_arch
 from .names import Name, listed, parse_name, parse_native
 from .report import LoadReport
 from .translate import Translation, translate
+from .variants import foreign_parts
 
 # Parts that are ignored if the model does not have them, and the reason.
 _LEFT_OUT = {
@@ -239,6 +240,8 @@ def _explain(
             f'this file fits except for the head: it has {has}; '
             'load_checkpoint(model.convnext, ...) loads everything except the head'
         )
+    elif foreign := foreign_parts(found.tensors):
+        verdict = f'no model of convnext_backbone is like this file: {"; ".join(foreign)}'
     elif not all(theirs.depths + theirs.hidden_sizes):
         absent = [i + 1 for i, depth in enumerate(theirs.depths) if not depth]
         lacks = (

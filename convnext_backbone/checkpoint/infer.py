@@ -12,6 +12,7 @@ from .hf_config import contradictions
 from .names import Name, listed, parse_native
 from .sources import Source, read_checkpoint
 from .translate import translate
+from .variants import foreign_parts
 
 # Vectors with one number per channel.
 _VECTORS = (('dwconv', 'bias'), ('norm', 'weight'), ('norm', 'bias'), ('pwconv2', 'bias'))
@@ -33,14 +34,18 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
         its ``config.json`` sets to another value than this package's default are added.
 
     Raises:
-        ValueError: As :func:`convnext_backbone.load_checkpoint`, or if stages or blocks are missing
-            in between.
+        ValueError: As :func:`convnext_backbone.load_checkpoint`, if stages or blocks are missing in
+            between, or if no arguments build the model, such as for an overlapping stem.
         FileNotFoundError, TypeError, ImportError, OSError: As
             :func:`convnext_backbone.load_checkpoint`.
     """
     checkpoint = read_checkpoint(source, use_ema)
     tensors = translate(checkpoint).tensors
     arch = read_arch(tensors)
+    if foreign := foreign_parts(tensors):
+        raise ValueError(
+            f'no model of convnext_backbone is like {checkpoint.source}: {"; ".join(foreign)}'
+        )
     if not all(arch.depths + arch.hidden_sizes):
         raise ValueError(
             f'{checkpoint.source} is damaged: the depths of its stages are {arch.depths} and the '
