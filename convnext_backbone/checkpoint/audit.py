@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,10 +10,12 @@ from torch import Tensor
 from ..arch import Arch
 from .containers import Checkpoint, CheckpointError
 from .formats import MAP_NORMS, NATIVE
+from .hf_config import check_config
 from .infer import read_arch
 from .names import Name, listed, parse_name, parse_native
 from .report import LoadReport
 from .translate import Translation, translate
+from .variants import foreign_parts
 
 # Parts that are ignored if the model does not have them, and the reason.
 _LEFT_OUT = {
@@ -34,6 +36,7 @@ class Target:
         tensors: The state dict, by native name.
         adapt_stem: Whether the stem's weight may be adapted to another number of image channels.
         key_prefix: Key prefix of native names in the model's own state dict, except for the head.
+        settings: What the tensors do not tell about the model, by constructor argument.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Target:
     tensors: dict[str, Tensor]
     adapt_stem: bool = False
     key_prefix: str = ''
+    settings: dict = field(default_factory=dict)
 
     def own_name(self, native: str) -> str:
         """Returns the model's own name of a tensor."""
@@ -66,8 +70,10 @@ def match(
         CheckpointError: If a tensor of the model is missing in the checkpoint (except norms of
             feature maps) or has another shape there, if the checkpoint has blocks or parts of
             blocks that the model does not have, if it has unknown tensors inside of the stem or the
-            stages, or if it holds no ConvNeXt or several ConvNeXts.
+            stages, if its ``config.json`` contradicts the model, or if it holds no ConvNeXt or
+            several ConvNeXts.
     """
+    check_config(checkpoint, target.name, target.settings, target.adapt_stem)
     found = translate(checkpoint, prefix)
     report = LoadReport(
         target.name,
@@ -234,6 +240,8 @@ def _explain(
             f'this file fits except for the head: it has {has}; '
             'load_checkpoint(model.convnext, ...) loads everything except the head'
         )
+    elif foreign := foreign_parts(found.tensors):
+        verdict = f'no model of convnext_backbone is like this file: {"; ".join(foreign)}'
     elif not all(theirs.depths + theirs.hidden_sizes):
         absent = [i + 1 for i, depth in enumerate(theirs.depths) if not depth]
         lacks = (

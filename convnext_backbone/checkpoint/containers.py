@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,12 +23,14 @@ class Checkpoint:
         source: Its path or address, or ``'a state dict'``.
         container: What it is stored in, such as ``"torch file, key 'model'"`` or ``'safetensors'``.
         use_ema: Whether averaged weights are read if the tensors have both. Default: True.
+        config: The ``config.json`` beside the weights of a model folder. Default: empty.
     """
 
     tensors: dict[str, Tensor]
     source: str
     container: str
     use_ema: bool = True
+    config: dict = field(default_factory=dict)
 
 
 def unwrap(

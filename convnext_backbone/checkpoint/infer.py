@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..arch import Arch, with_known_eps
+from .hf_config import contradictions
 from .names import Name, listed, parse_native
 from .sources import Source, read_checkpoint
 from .translate import translate
+from .variants import foreign_parts
 
 # Vectors with one number per channel.
 _VECTORS = (('dwconv', 'bias'), ('norm', 'weight'), ('norm', 'bias'), ('pwconv2', 'bias'))
@@ -27,17 +29,23 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
         ``dict(arch=..., use_grn=..., layer_scale_init_value=...)``, arguments of
         :class:`convnext_backbone.ConvNextBackbone`: ``arch`` is a name, or a dict of depths and
         hidden sizes if they are not those of a known model; ``layer_scale_init_value`` is None if
-        the blocks have no layer scale.
+        the blocks have no layer scale. For a model folder of Hugging Face, those of
+        ``num_channels``, ``patch_size``, ``hidden_act``, ``norm_eps`` and ``layer_norm_eps`` that
+        its ``config.json`` sets to another value than this package's default are added.
 
     Raises:
-        ValueError: As :func:`convnext_backbone.load_checkpoint`, or if stages or blocks are missing
-            in between.
+        ValueError: As :func:`convnext_backbone.load_checkpoint`, if stages or blocks are missing in
+            between, or if no arguments build the model, such as for an overlapping stem.
         FileNotFoundError, TypeError, ImportError, OSError: As
             :func:`convnext_backbone.load_checkpoint`.
     """
     checkpoint = read_checkpoint(source, use_ema)
     tensors = translate(checkpoint).tensors
     arch = read_arch(tensors)
+    if foreign := foreign_parts(tensors):
+        raise ValueError(
+            f'no model of convnext_backbone is like {checkpoint.source}: {"; ".join(foreign)}'
+        )
     if not all(arch.depths + arch.hidden_sizes):
         raise ValueError(
             f'{checkpoint.source} is damaged: the depths of its stages are {arch.depths} and the '
@@ -51,7 +59,15 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
             f'{checkpoint.source} is damaged: it has no {listed(gaps)}, nor any other tensor of '
             'these blocks'
         )
-    return arch.arguments
+    defaults = dict(
+        num_channels=3,
+        patch_size=4,
+        hidden_act='gelu',
+        norm_eps=arch.norm_eps,
+        layer_norm_eps=arch.final_norm_eps,
+    )
+    others = contradictions(checkpoint.config, defaults)
+    return arch.arguments | {key: theirs for key, (theirs, _) in others.items()}
 
 
 def read_arch(tensors: Mapping[str, Tensor]) -> Arch:

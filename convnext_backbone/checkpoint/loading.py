@@ -27,7 +27,8 @@ def load_checkpoint(
         model: A model of this package, or one in a distributed wrapper.
         source: A file (``.pth``, ``.safetensors``, ...), a Hugging Face model folder, an http(s)
             address, ``hf://owner/name[@revision][/file]``, or a state dict in memory, in any format
-            of :data:`convnext_backbone.checkpoint.formats.FORMATS`.
+            of :data:`convnext_backbone.checkpoint.formats.FORMATS`. The ``config.json`` of a model
+            folder is read, too: it tells what the tensors do not, such as ``hidden_act``.
         strict: Whether unknown names outside of the stem and the stages, and infinite or NaN
             values, are an error instead of a warning. Default: False.
         prefix: Key prefix, with or without a dot at its end; names without it are not read.
@@ -41,8 +42,9 @@ def load_checkpoint(
     Raises:
         ValueError: If the source is not a readable checkpoint, needs to run code, or holds no
             ConvNeXt or one that does not fit (other shapes, missing or additional blocks, unknown
-            tensors inside of the stem or the stages). Also if the model is on the meta device, or
-            for unknown names with ``strict``.
+            tensors inside of the stem or the stages, a ``config.json`` that contradicts the model's
+            arguments or is damaged). Also if the model is on the meta device, or for unknown names
+            with ``strict``.
         FileNotFoundError: If the source, or a part of it, does not exist.
         TypeError: If an argument has the wrong type.
         ImportError: If the source needs a library that is not installed.

@@ -17,6 +17,7 @@ import torch
 from mmengine.dist import barrier, is_main_process
 
 from .containers import Checkpoint, unwrap
+from .hf_config import read_config
 from .mmengine_files import MMENGINE_CLASSES, allowed
 from .names import listed
 
@@ -63,14 +64,20 @@ def read_checkpoint(source: Source, use_ema: bool = True) -> Checkpoint:
         )
     else:
         path = Path(address).expanduser()
-    if path.is_dir():
+    is_folder = path.is_dir()
+    if is_folder:
         path = _find_weights(path)
     if not path.exists():
         raise FileNotFoundError(f'no such checkpoint: {path}')
     if path.name.endswith('.index.json'):
-        return _read_shards(path, address, use_ema)
-    content, kind = _read_file(path)
-    return unwrap(content, address, kind, use_ema)
+        checkpoint = _read_shards(path, address, use_ema)
+    else:
+        content, kind = _read_file(path)
+        checkpoint = unwrap(content, address, kind, use_ema)
+    # Beside other files there may be a config.json of anything.
+    if is_folder or path.name in _FOLDER_FILES:
+        checkpoint.config = read_config(path.parent)
+    return checkpoint
 
 
 def _read_file(path: Path) -> tuple[object, str]:

@@ -157,6 +157,12 @@ class ConvNextBase(LoadsAnyCheckpoint):
             arch=self.arch,
             tensors=self.state_dict(),
             adapt_stem=self.adapt_stem,
+            settings=dict(
+                num_channels=self.embeddings.num_channels,
+                patch_size=self.patch_size,
+                hidden_act=self.hidden_act,
+                norm_eps=self.arch.norm_eps,
+            ),
         )
 
 

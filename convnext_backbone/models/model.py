@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..checkpoint import Target
 from .base import ConvNextBase
 from .norms import ConvNextLayerNorm
 
@@ -73,3 +74,9 @@ class ConvNextModel(ConvNextBase):
             pooler_output=self.layernorm(hidden_states[-1].mean(dim=(-2, -1))),
             hidden_states=hidden_states if output_hidden_states else None,
         )
+
+    def checkpoint_target(self) -> Target:
+        """Describes the model for the loading of checkpoints."""
+        target = super().checkpoint_target()
+        settings = target.settings | dict(layer_norm_eps=self.arch.final_norm_eps)
+        return replace(target, settings=settings)

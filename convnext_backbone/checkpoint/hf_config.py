@@ -1,0 +1,126 @@
+"""Reads from Hugging Face's ``config.json`` what the tensors beside it do not tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from .containers import Checkpoint, CheckpointError
+
+# What a model computes where its config.json does not say it. V1 and V2 use layer_norm_eps for the
+# norm of the pooled features alone; their other norms have a fixed eps.
+_V1_AND_V2 = dict(
+    num_channels=3, patch_size=4, hidden_act='gelu', norm_eps=1e-6, layer_norm_eps=1e-12
+)
+_DEFAULTS = {
+    'convnext': _V1_AND_V2,
+    'convnextv2': _V1_AND_V2,
+    'dinov3_convnext': _V1_AND_V2 | dict(layer_norm_eps=1e-6),
+}
+
+# Other names of activations of this package.
+_SAME_ACTIVATION = {
+    'gelu_python': 'gelu',
+    'gelu_fast': 'gelu_new',
+    'gelu_pytorch_tanh': 'gelu_new',
+    'gelu_python_tanh': 'gelu_new',
+    'swish': 'silu',
+}
+
+
+def read_config(folder: Path) -> dict:
+    """Reads the ``config.json`` of a folder.
+
+    Returns:
+        Its content; empty if there is no such file.
+
+    Raises:
+        ValueError: If the file is not a JSON object.
+    """
+    path = folder / 'config.json'
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(
+            f'{path} is damaged, it is not JSON ({error}): download it again, or pass the path of '
+            'the weights in another folder'
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f'{path} is damaged, it holds a {type(config).__name__}, not an object: download it '
+            'again, or pass the path of the weights in another folder'
+        )
+    return config
+
+
+def read_settings(config: Mapping) -> dict:
+    """Returns what a ``config.json`` says about the model, as arguments of this package.
+
+    Args:
+        config: The config of a model, or of a detector or segmentor with a ``backbone_config``.
+
+    Returns:
+        ``num_channels``, ``patch_size``, ``hidden_act``, ``norm_eps`` and ``layer_norm_eps`` of
+        the model; empty if it is no ConvNeXt.
+    """
+    inner = config.get('backbone_config')
+    config = inner if isinstance(inner, dict) else config
+    kind = config.get('model_type')
+    if kind not in list(_DEFAULTS):
+        return {}
+    defaults = _DEFAULTS[kind]
+    settings = {key: config.get(key, value) for key, value in defaults.items()}
+    is_fixed = kind != 'dinov3_convnext'
+    settings['norm_eps'] = defaults['norm_eps'] if is_fixed else settings['layer_norm_eps']
+    side = settings['patch_size']
+    if isinstance(side, list) and len(side) == 2 and side[0] == side[1]:
+        settings['patch_size'] = side[0]
+    act = settings['hidden_act']
+    settings['hidden_act'] = _SAME_ACTIVATION[act] if act in list(_SAME_ACTIVATION) else act
+    return settings
+
+
+def contradictions(config: Mapping, settings: Mapping) -> dict[str, tuple]:
+    """Finds the settings of a model that contradict a ``config.json``.
+
+    Args:
+        config: The content of the file.
+        settings: The model's own settings; only these are compared.
+
+    Returns:
+        The value in the config and that of the model, by argument.
+    """
+    theirs = read_settings(config)
+    return {
+        key: (theirs[key], own)
+        for key, own in settings.items()
+        if key in theirs and theirs[key] != own
+    }
+
+
+def check_config(checkpoint: Checkpoint, model: str, settings: Mapping, adapt_stem: bool) -> None:
+    """Refuses a checkpoint whose ``config.json`` contradicts a model.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: The name of the model, for the message.
+        settings: The model's own settings; only these are compared.
+        adapt_stem: Whether the number of image channels may differ.
+
+    Raises:
+        CheckpointError: If a setting differs.
+    """
+    differences = contradictions(checkpoint.config, settings)
+    if adapt_stem:
+        differences.pop('num_channels', None)
+    if differences:
+        sides = [f'{key} {theirs!r}, not {own!r}' for key, (theirs, own) in differences.items()]
+        arguments = [f'{key}={theirs!r}' for key, (theirs, _) in differences.items()]
+        raise CheckpointError(
+            f'{checkpoint.source} was not loaded, {model} keeps its weights: by its config.json it '
+            f'is a model with {"; ".join(sides)}. Build the model with {", ".join(arguments)} to '
+            'fit the file'
+        )
