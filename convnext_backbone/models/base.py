@@ -47,7 +47,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
             the stem's weights are summed for one channel; otherwise they are tiled and scaled by
             3 / num_channels. Default: False, which makes it an error.
         fused: True runs blocks and norms as fused functions if possible. False always runs their
-            modules (for gradients of gradients, debugging and comparisons). Default: None, which
+            modules (for debugging and comparisons). Default: None, which
             follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is not
             set).
         num_stages: Number of stages to build, from the first one; subclasses set it. Default: None,
