@@ -314,6 +314,15 @@ def test_parametrized_layer(layer, features, log):
     assert_runs_modules(layer, features, log, 'their pwconv1')
 
 
+def test_an_inner_norm_that_does_not_fit_is_an_error(layer, features):
+    layer.layernorm.normalized_shape = (9, 16)
+    with pytest.raises(RuntimeError, match='normalized_shape'):
+        layer(features)
+    layer.layernorm.normalized_shape, layer.layernorm.data_format = (16,), 'channels_first'
+    with pytest.raises(RuntimeError, match='normalized_shape'):
+        layer(features)
+
+
 def test_dilated_convolution(layer, features, log):
     layer.dwconv.dilation, layer.dwconv.padding = (2, 2), (6, 6)
     assert_runs_modules(layer, features, log, 'their dwconv')

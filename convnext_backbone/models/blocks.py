@@ -228,6 +228,9 @@ class ConvNextLayer(nn.Module):
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode
         if geometry != ((7, 7), (1, 1), (3, 3), (1, 1), 'zeros') or conv.groups != conv.in_channels:
             return f'their dwconv is {conv}'
+        norm = self.layernorm
+        if (norm.data_format, norm.normalized_shape) != ('channels_last', (conv.out_channels,)):
+            return f'their layernorm is {norm}'
         return None
 
     def _obstacle_in_tensors(

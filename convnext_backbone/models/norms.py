@@ -89,7 +89,8 @@ class ConvNextLayerNorm(nn.LayerNorm):
             and 'normalize' not in vars(self)
             and self.weight is not None
             and self.bias is not None
-            and self.weight.shape == self.bias.shape == features.shape[-1:]
+            and self.weight.shape == self.bias.shape == self.normalized_shape
+            and self.normalized_shape == features.shape[-1:]
             and obstacle_in_tensors([features, self.weight, self.bias]) is None
             and have_compiled_kernels(features, self.weight.dtype)
         )

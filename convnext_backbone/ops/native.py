@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import platform
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,8 @@ INSTRUCTION_SETS = {
 
 # The dtypes that the kernels are compiled for.
 COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+
+_loading = threading.Lock()
 
 
 def compiler_flags() -> list[str]:
@@ -81,7 +84,11 @@ def load_kernels() -> bool:
     Returns:
         Whether they can be used.
     """
-    path = library_path()
+    with _loading:  # two threads may run their first block at the same time
+        return _load(library_path())
+
+
+def _load(path: Path) -> bool:
     if not path.exists():
         return False
     if not is_intact(path):
