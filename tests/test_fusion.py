@@ -234,7 +234,12 @@ def test_replaced_class_of_a_module(layer, features, log):
 
 
 PATCHED = [
-    *((nn.Module, '__call__'), (nn.Conv2d, 'forward'), (nn.Conv2d, '_conv_forward')),
+    *(
+        (nn.Linear, '__call__'),
+        (nn.GELU, '_call_impl'),
+        (nn.Conv2d, 'forward'),
+        (nn.Conv2d, '_conv_forward'),
+    ),
     *((nn.Linear, 'forward'), (nn.GELU, 'forward'), (nn.functional, 'linear')),
     *((nn.functional, 'gelu'), (nn.functional, 'layer_norm'), (nn.functional, 'conv2d')),
     *((ConvNextLayerNorm, 'forward'), (ConvNextLayerNorm, 'normalize')),
@@ -256,6 +261,12 @@ def test_patched_functions_are_called(features, log, monkeypatch, owner, name):
     monkeypatch.setattr(owner, name, patch)
     assert_runs_modules(layer, features, log, f'{owner.__name__}.{name} was patched')
     assert calls
+
+
+def test_a_patched_call_of_all_modules_is_noticed(layer, features, log, monkeypatch):
+    original = nn.Module.__call__
+    monkeypatch.setattr(nn.Module, '__call__', lambda *args: original(*args))
+    assert_runs_modules(layer, features, log, '.__call__ was patched')
 
 
 def test_a_patched_run_modules_is_called(layer, features, log, monkeypatch):

@@ -42,23 +42,25 @@ _GLOBAL_HOOKS = (
     '_global_backward_pre_hooks',
 )
 
-
 # The functions that fused operators replace, as they were defined: by owner (a class or a module)
 # and name. A function that was patched before it was noted here is None.
 _replaced: dict[tuple[type | ModuleType, str], object] = {}
 
 
 def fused_replaces(owner: type | ModuleType, *names: str) -> None:
-    """Notes that fused operators replace these functions. If one is patched, modules run."""
-    home = owner.__name__ if isinstance(owner, ModuleType) else owner.__module__
-    for name in names:
+    """Notes that fused operators replace these functions. If one is patched, modules run.
+
+    For a class, the calls of its instances are noted, too.
+    """
+    is_module = isinstance(owner, ModuleType)
+    homes = {owner.__name__} if is_module else {c.__module__ for c in owner.__mro__}
+    for name in (*names, *(() if is_module else ('__call__', '_call_impl'))):
         function = getattr(owner, name)
         defined_in = getattr(function, '__globals__', {}).get('__name__')
-        is_original = isinstance(function, BuiltinFunctionType) or defined_in == home
+        is_original = isinstance(function, BuiltinFunctionType) or defined_in in homes
         _replaced[owner, name] = function if is_original else None
 
 
-fused_replaces(nn.Module, '__call__', '_call_impl')
 fused_replaces(nn.Conv2d, 'forward', '_conv_forward')
 fused_replaces(nn.Linear, 'forward')
 fused_replaces(nn.GELU, 'forward')
