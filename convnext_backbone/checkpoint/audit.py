@@ -158,7 +158,9 @@ def _settle_unclear_norm(found: Translation, own_modules: set[Name]) -> str:
     detector. A classifier's final norm is close enough to start from there. Any other model takes
     it as the final norm.
     """
-    source_name = found.names[f'{found.unclear_norm}.weight'].removesuffix('.weight')
+    # A damaged norm may have only one of its tensors; it is refused later.
+    native = next(name for name in found.names if name.startswith(f'{found.unclear_norm}.'))
+    source_name = found.names[native].rpartition('.')[0]
     is_map = {name.native.rstrip('.') for name in own_modules if name.part in MAP_NORMS} == {
         found.unclear_norm
     }
