@@ -1,0 +1,35 @@
+"""A kernel with all that it takes to launch it or to compile it ahead of time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+from triton.runtime import KernelInterface
+
+
+class Launch(NamedTuple):
+    """One launch of a Triton kernel.
+
+    A launch is planned from shapes and dtypes alone. So the plan that runs on a card is also the
+    one that tests compile ahead of time, with tensors on the meta device.
+
+    Attributes:
+        kernel: The kernel.
+        grid: Number of programs along each axis.
+        arguments: Tensors and numbers, by the names of the kernel's parameters.
+        constants: Its compile-time constants, by name. They depend on the channels and the dtypes
+            and never on the number of images or their size, so that a new size of images compiles
+            nothing.
+        num_warps: Warps of a program.
+    """
+
+    kernel: KernelInterface
+    grid: tuple[int, ...]
+    arguments: dict[str, Tensor | int | float | None]
+    constants: dict[str, object]
+    num_warps: int
+
+    def run(self) -> None:
+        """Launches the kernel."""
+        self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.num_warps)
