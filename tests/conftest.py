@@ -8,6 +8,8 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 
+from convnext_backbone.ops import native
+
 NEEDS = {
     'mmdet': (
         *('test_checkpoint_entry_points.py', 'test_classification_training.py'),
@@ -31,6 +33,16 @@ collect_ignore = [
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=['compiled', 'torch'])
+def kernels(request, monkeypatch):
+    """Runs a test with compiled kernels and without."""
+    if request.param == 'torch':
+        monkeypatch.setattr(native, 'load_kernels', lambda: False)
+    elif not native.load_kernels():
+        pytest.skip('the kernels are not built: python -m convnext_backbone.ops.build')
+    return request.param
 
 
 @pytest.fixture

@@ -280,6 +280,18 @@ def test_a_single_norm3_of_unclear_meaning_is_loaded_where_it_fits_and_reported(
     assert torch.equal(pooled.layernorm.weight, hf[STAGE4_NORM[0]])
 
 
+@pytest.mark.parametrize('name', ['weight', 'bias'])
+def test_half_of_a_single_norm_is_refused(name):
+    inside = one_map_detector(make_reference(map_norms=True).state_dict())
+    model = small_backbone(out_features=('stage4',))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    backbone = {k: v for k, v in inside.items() if k.startswith('backbone.')}
+    del backbone[f'backbone.norm3.{name}']
+    with pytest.raises(ValueError, match=f'norm3|hidden_states_norms.stage4.{name}'):
+        load_checkpoint(model, backbone)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 def test_norms_of_some_maps_leave_the_others_unchanged():
     hf = make_reference(map_norms=True).state_dict()
     segmenter = openmmlab_segmenter(hf)

@@ -16,6 +16,8 @@ from transformers import (
 
 from convnext_backbone import ConvNextBackbone, ConvNextModel, infer_arch, load_checkpoint
 from convnext_backbone import ConvNextForImageClassification as Classifier
+from convnext_backbone.checkpoint.hf_config import ACTIVATION_NAMES
+from convnext_backbone.models.blocks import ACTIVATIONS
 
 FAMILIES = {
     'v1': (ConvNextConfig, ConvNextForImageClassification),
@@ -106,6 +108,15 @@ def test_sharded_folders_have_a_config_too(tmp_path):
     save(tmp_path, hidden_act='relu').save_pretrained(tmp_path / 'shards', max_shard_size='8KB')
     assert (tmp_path / 'shards' / 'model.safetensors.index.json').exists()
     assert_refused(small_backbone(), tmp_path / 'shards', 'hidden_act')
+
+
+def test_an_activation_that_no_model_has_is_no_advice(tmp_path):
+    save(tmp_path, hidden_act='mish')
+    assert_refused(small_backbone(), tmp_path, "has no activation 'mish', so it cannot run")
+
+
+def test_every_activation_has_a_name_in_the_config():
+    assert set(ACTIVATION_NAMES.values()) == set(ACTIVATIONS)
 
 
 def test_final_eps_does_not_concern_backbones(tmp_path):

@@ -13,16 +13,6 @@ PARAMETERS = [name for name, _ in ConvNextLayer(8).named_parameters()]
 GRN_PARAMETERS = ['grn.weight', 'grn.bias', 'pwconv1.bias', 'layernorm.weight']
 
 
-@pytest.fixture(params=['compiled', 'torch'])
-def kernels(request, monkeypatch):
-    """Runs a test with compiled kernels and without."""
-    if request.param == 'torch':
-        monkeypatch.setattr(native, 'load_kernels', lambda: False)
-    elif not native.load_kernels():
-        pytest.skip('the kernels are not built: python -m convnext_backbone.ops.build')
-    return request.param
-
-
 def make_inputs(dtype):
     return torch.randn(2, 16, 9, 8, dtype=dtype), torch.randn(2, 16, 9, 8, dtype=dtype)
 

@@ -9,17 +9,7 @@ from measuring import Case, saved_activations
 from torch.autograd import gradcheck
 
 from convnext_backbone import ConvNextBackbone, ConvNextLayer, ConvNextLayerNorm
-from convnext_backbone.ops import block, native
-
-
-@pytest.fixture(params=['compiled', 'torch'])
-def kernels(request, monkeypatch):
-    """Runs a test with compiled kernels and without."""
-    if request.param == 'torch':
-        monkeypatch.setattr(native, 'load_kernels', lambda: False)
-    elif not native.load_kernels():
-        pytest.skip('the kernels are not built: python -m convnext_backbone.ops.build')
-    return request.param
+from convnext_backbone.ops import block
 
 
 def make_layer(dim=24, **args):

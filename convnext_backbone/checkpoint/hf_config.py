@@ -19,8 +19,12 @@ _DEFAULTS = {
     'dinov3_convnext': _V1_AND_V2 | dict(layer_norm_eps=1e-6),
 }
 
-# Other names of activations of this package.
-_SAME_ACTIVATION = {
+# The activations of this package, by all names that Hugging Face has for them.
+ACTIVATION_NAMES = {
+    'gelu': 'gelu',
+    'gelu_new': 'gelu_new',
+    'relu': 'relu',
+    'silu': 'silu',
     'gelu_python': 'gelu',
     'gelu_fast': 'gelu_new',
     'gelu_pytorch_tanh': 'gelu_new',
@@ -79,7 +83,7 @@ def read_settings(config: Mapping) -> dict:
     if isinstance(side, list) and len(side) == 2 and side[0] == side[1]:
         settings['patch_size'] = side[0]
     act = settings['hidden_act']
-    settings['hidden_act'] = _SAME_ACTIVATION[act] if act in list(_SAME_ACTIVATION) else act
+    settings['hidden_act'] = ACTIVATION_NAMES[act] if act in list(ACTIVATION_NAMES) else act
     return settings
 
 
@@ -119,8 +123,11 @@ def check_config(checkpoint: Checkpoint, model: str, settings: Mapping, adapt_st
     if differences:
         sides = [f'{key} {theirs!r}, not {own!r}' for key, (theirs, own) in differences.items()]
         arguments = [f'{key}={theirs!r}' for key, (theirs, _) in differences.items()]
+        advice = f'Build the model with {", ".join(arguments)} to fit the file'
+        act, _ = differences.get('hidden_act', ('gelu', None))
+        if act not in list(ACTIVATION_NAMES):
+            advice = f'ConvNextBackbone has no activation {act!r}, so it cannot run this model'
         raise CheckpointError(
             f'{checkpoint.source} was not loaded, {model} keeps its weights: by its config.json it '
-            f'is a model with {"; ".join(sides)}. Build the model with {", ".join(arguments)} to '
-            'fit the file'
+            f'is a model with {"; ".join(sides)}. {advice}'
         )
