@@ -39,10 +39,10 @@ test: kernels
 	$(ON_CPU) $(PYTHON_VENV) -m pytest
 
 test-core:
-	requirements/test_core.sh .venv-core
+	requirements/test_separate.sh core
 
 test-oldest:
-	requirements/test_oldest.sh .venv-oldest
+	requirements/test_separate.sh oldest
 
 clean:
 	rm -rf .venv .venv-onedl .venv-core .venv-oldest work_dirs data/shapes
