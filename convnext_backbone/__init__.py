@@ -50,6 +50,7 @@ from .engine import (
     ConvNextResumeHook,
     convnext_auto_wrap_policy,
 )
+from .extraction import FeatureExtractor
 from .models import (
     ConvNextBackbone,
     ConvNextBackboneOutput,
@@ -84,6 +85,7 @@ __all__ = [
     'ConvNextModelOutput',
     'ConvNextResumeHook',
     'ConvNextStage',
+    'FeatureExtractor',
     'LoadReport',
     'convnext_auto_wrap_policy',
     'drop_path',

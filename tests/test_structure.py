@@ -14,7 +14,10 @@ import convnext_backbone
 PACKAGE = REPO / 'convnext_backbone'
 
 # Each folder or module imports only from those before it.
-ORDER = ('arch', 'ops', 'checkpoint', 'models', 'engine', 'data')
+ORDER = (
+    *('arch', 'command_line', 'ops', 'checkpoint', 'models', 'engine', 'data'),
+    'extraction',
+)
 
 # The same inside of models.
 MODELS_ORDER = (

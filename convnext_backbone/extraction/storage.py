@@ -1,0 +1,181 @@
+"""Features on disk: one file per image, or one memory-mapped array per stage for large folders.
+
+Files are complete or absent: they are written beside their place and renamed. A folder also holds
+``extraction.json``, which says how its features were made, so that a second run continues only what
+it would itself have begun.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from ..command_line import whole_file
+from .extractor import ImageFeatures
+
+SETTINGS = 'extraction.json'
+
+
+class Store(Protocol):
+    """Where the features of images go."""
+
+    def has(self, name: str) -> bool:
+        """Whether the features of an image are complete."""
+
+    def add(self, name: str, features: ImageFeatures) -> None:
+        """Writes the features of an image."""
+
+
+def claim_folder(folder: Path, settings: Mapping) -> None:
+    """Notes how the features in a folder are made.
+
+    Args:
+        folder: The folder; it is created.
+        settings: All that changes the features or their files, as JSON values.
+
+    Raises:
+        ValueError: If the folder holds features made in another way.
+        OSError: If nothing can be written there.
+    """
+    path = folder / SETTINGS
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f'{path} is damaged: choose another folder') from error
+        differences = [
+            f'{key} {found.get(key)!r}, not {settings.get(key)!r}'
+            for key in sorted({*found, *settings})
+            if found.get(key) != settings.get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f'{folder} holds features with {"; ".join(differences)}: choose another folder, or '
+                'delete this one'
+            )
+        return
+    with whole_file(path) as part:
+        part.write_text(json.dumps(settings, indent=2) + '\n')
+
+
+class FileStore:
+    """One file per image, ``NAME.npz``, ``NAME.safetensors`` or ``NAME.pt``.
+
+    A file holds the maps by name and, as arrays of integers, ``strides`` (one per map, in the order
+    of the names), ``original_size`` and ``input_size`` (height and width).
+
+    Args:
+        folder: The folder.
+        suffix: ``'npz'``, ``'safetensors'`` or ``'pt'``.
+    """
+
+    def __init__(self, folder: Path, suffix: str) -> None:
+        self.folder, self.suffix = folder, suffix
+
+    def path(self, name: str) -> Path:
+        """Returns the file of an image."""
+        return self.folder / f'{name}.{self.suffix}'
+
+    def has(self, name: str) -> bool:
+        return self.path(name).is_file()
+
+    def add(self, name: str, features: ImageFeatures) -> None:
+        content = {key: m.contiguous() for key, m in features.maps.items()}
+        for key, numbers in (
+            ('strides', list(features.strides.values())),
+            ('original_size', features.original_size),
+            ('input_size', features.input_size),
+        ):
+            content[key] = torch.tensor(numbers)
+        with whole_file(self.path(name)) as part:
+            WRITERS[self.suffix](part, content)
+
+
+class MemmapStore:
+    """One array ``NAME.npy`` of shape ``(images, C, H, W)`` per feature map, for ``np.load(path,
+    mmap_mode='r')``.
+
+    ``images.json`` lists the images in the order of the arrays, ``original_size.npy`` has their
+    heights and widths, and ``done.npy`` is 1 for the images whose features are written.
+
+    Args:
+        folder: The folder.
+        names: The names of all images.
+
+    Raises:
+        ValueError: If the folder was begun for other images.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = folder
+        self.index = {name: i for i, name in enumerate(names)}
+        self.arrays: dict[str, np.memmap] = {}
+        listing = folder / 'images.json'
+        if listing.is_file():
+            if json.loads(listing.read_text()) != list(names):
+                raise ValueError(
+                    f'{listing} lists other images: the arrays have one place for each, so give '
+                    'the same images, or another folder'
+                )
+        else:
+            with whole_file(listing) as part:
+                part.write_text(json.dumps(list(names), indent=0) + '\n')
+        self.done = self._array('done', (), np.uint8)
+
+    def has(self, name: str) -> bool:
+        return bool(self.done[self.index[name]])
+
+    def add(self, name: str, features: ImageFeatures) -> None:
+        place = self.index[name]
+        arrays = {key: m.numpy() for key, m in features.maps.items()}
+        arrays['original_size'] = np.array(features.original_size)
+        for key, values in arrays.items():
+            array = self._array(key, values.shape, values.dtype)
+            if array.shape[1:] != values.shape:
+                raise ValueError(
+                    f'{key} of {name} is of shape {values.shape} and that of other images '
+                    f'{array.shape[1:]}: one array for all needs one size, such as --size 800 800'
+                )
+            array[place] = values
+            array.flush()
+        # Only now, so that an interrupted image is computed again.
+        self.done[place] = 1
+        self.done.flush()
+
+    def _array(self, key: str, shape: tuple[int, ...], dtype) -> np.memmap:
+        if key not in self.arrays:
+            path = self.folder / f'{key}.npy'
+            if not path.is_file():
+                with whole_file(path) as part:
+                    open_memmap(part, 'w+', dtype, (len(self.index), *shape)).flush()
+            self.arrays[key] = open_memmap(path, 'r+')
+        return self.arrays[key]
+
+
+def _write_npz(path: Path, content: dict[str, torch.Tensor]) -> None:
+    arrays = {key: tensor.numpy() for key, tensor in content.items()}
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _write_safetensors(path: Path, content: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(content, path)
+
+
+def _write_pt(path: Path, content: dict[str, torch.Tensor]) -> None:
+    torch.save(content, path)
+
+
+WRITERS: dict[str, Callable[[Path, dict[str, torch.Tensor]], None]] = {
+    'npz': _write_npz,
+    'safetensors': _write_safetensors,
+    'pt': _write_pt,
+}
