@@ -21,8 +21,8 @@ NEEDS = {
     'transformers': (
         *('test_benchmark.py', 'test_checkpoint_audit.py', 'test_checkpoint_formats.py'),
         *('test_checkpoint_sources.py', 'test_checkpoint_tool.py', 'test_checkpoint_variants.py'),
-        *('test_classifier.py', 'test_corruptions.py', 'test_hf_config.py', 'test_ops.py'),
-        'test_parity.py',
+        *('test_classifier.py', 'test_corruptions.py', 'test_extraction.py', 'test_hf_config.py'),
+        *('test_ops.py', 'test_parity.py'),
     ),
 }
 collect_ignore = [

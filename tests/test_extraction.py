@@ -261,3 +261,43 @@ def test_principal_colours_find_the_parts_of_an_image():
     assert abs(red[:, :5].mean() - red[:, 5:].mean()) > 0.9
     assert red[:, :5].std() < 0.05
     assert principal_colours(torch.randn(2, 4, 4)).shape == (4, 4, 3)
+
+
+def test_maps_after_a_neck(tmp_path, folder):
+    """Those of the neck on the maps of the backbone, normalised as the config says."""
+    pytest.importorskip('mmdet')
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, init_default_scope
+
+    backbone = dict(type='ConvNextBackbone', arch=SMALL, out_indices=(0, 1, 2, 3))
+    preprocessor = dict(
+        type='DetDataPreprocessor', mean=[123.0, 117, 104], std=[58.0, 57, 57], bgr_to_rgb=True
+    )
+    model = dict(
+        type='SingleStageDetector',
+        data_preprocessor=preprocessor,
+        backbone=backbone,
+        neck=dict(type='FPN', in_channels=list(SMALL['hidden_sizes']), out_channels=8, num_outs=5),
+        bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=8),
+    )
+    config = Config(dict(default_scope='mmdet', model=model))
+    config.dump(tmp_path / 'config.py')
+    init_default_scope('mmdet')
+    detector = randomize(MODELS.build(config.model)).eval()
+    torch.save(dict(state_dict=detector.state_dict()), tmp_path / 'detector.pth')
+
+    image = quarters(64, 128)
+    extractor = FeatureExtractor.from_config(
+        tmp_path / 'config.py', tmp_path / 'detector.pth', size=None
+    )
+    (found,) = extractor(image)
+    data = dict(inputs=[torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)])
+    with torch.no_grad():
+        expected = detector.extract_feat(detector.data_preprocessor(data)['inputs'])
+    assert found.strides == dict(level1=4, level2=8, level3=16, level4=32, level5=64)
+    for actual, wanted in zip(found.maps.values(), expected, strict=True):
+        torch.testing.assert_close(actual, wanted[0], atol=1e-4, rtol=1e-4)
+    model['neck'] = None
+    Config(dict(default_scope='mmdet', model=model)).dump(tmp_path / 'none.py')
+    with pytest.raises(ValueError, match='has no model with a neck'):
+        FeatureExtractor.from_config(tmp_path / 'none.py', tmp_path / 'detector.pth')

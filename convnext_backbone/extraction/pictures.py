@@ -20,7 +20,8 @@ def draw_features(image: Image.Image, features: ImageFeatures, path: Path) -> No
     """Draws an image and, below each other, two views of each of its feature maps.
 
     The first view shows the three principal components of the channels as red, green and blue:
-    similar features have similar colours. The second shows the norm over the channels.
+    similar features have similar colours. The second shows the norm of the difference from the mean
+    over the image: the norm itself is nearly constant, as the maps come from layer norms.
 
     Args:
         image: The image.
@@ -35,25 +36,29 @@ def draw_features(image: Image.Image, features: ImageFeatures, path: Path) -> No
 
     columns = 1 + len(features.maps)
     ratio = image.height / image.width
-    figure = Figure(figsize=(3.2 * columns, 2 * (3.2 * ratio + 0.6)), layout='constrained')
+    figure = Figure(figsize=(3 * columns, 2 * (3 * ratio + 0.9)), layout='constrained')
     axes = figure.subplots(2, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     axes[0, 0].imshow(image)
+    legend = (
+        'top: the first three principal\ncomponents as red, green, blue\n\n'
+        'bottom: norm of the difference\nfrom the mean over the image'
+    )
+    axes[1, 0].text(0, 0.5, legend, fontsize=10, va='center')
     axes[0, 0].set_title(f'image\n{image.height} x {image.width}', fontsize=10)
     for i, (name, features_of) in enumerate(features.maps.items(), 1):
         channels, height, width = features_of.shape
         extent = (0, image.width, image.height, 0)
         axes[0, i].imshow(principal_colours(features_of), extent=extent, interpolation='nearest')
         axes[0, i].set_title(
-            f'{name}, stride {features.strides[name]}\n{channels} x {height} x {width}: '
-            'components as RGB',
+            f'{name}, stride {features.strides[name]}\n{channels} x {height} x {width}',
             fontsize=10,
         )
-        norms = torch.linalg.vector_norm(features_of, dim=0).numpy()
+        centred = features_of - features_of.mean((1, 2), keepdim=True)
+        norms = torch.linalg.vector_norm(centred, dim=0).numpy()
         heat = axes[1, i].imshow(norms, extent=extent, interpolation='nearest', cmap='viridis')
-        axes[1, i].set_title('norm over the channels', fontsize=10)
-        figure.colorbar(heat, ax=axes[1, i], shrink=0.7)
+        figure.colorbar(heat, ax=axes[1, i], location='bottom', shrink=0.8, pad=0.02)
     with whole_file(path) as part:
         figure.savefig(part, dpi=110)
 
