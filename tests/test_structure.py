@@ -16,7 +16,7 @@ PACKAGE = REPO / 'convnext_backbone'
 # Each folder or module imports only from those before it.
 ORDER = (
     *('arch', 'command_line', 'ops', 'checkpoint', 'models', 'engine', 'data'),
-    'extraction',
+    *('extraction', 'integrations'),
 )
 
 # The same inside of models.
