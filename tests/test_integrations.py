@@ -242,7 +242,8 @@ def test_torchvisions_contract():
     assert [tuple(m.shape[1:]) for m in maps.values()] == [
         (16, 64 // stride, 96 // stride) for stride in (4, 8, 16, 32)
     ] + [(16, 1, 2)]
-    model = MaskRCNN(backbone, num_classes=3, min_size=64, max_size=96)
+    few = dict(box_batch_size_per_image=8, rpn_post_nms_top_n_train=20)
+    model = MaskRCNN(backbone, num_classes=3, min_size=64, max_size=96, **few)
     boxes = torch.tensor([[8.0, 8, 40, 40], [50, 10, 90, 60]])
     masks = torch.zeros(2, 64, 96, dtype=torch.uint8)
     masks[0, 8:40, 8:40], masks[1, 10:60, 50:90] = 1, 1
