@@ -53,12 +53,12 @@ def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
         rows: The input, ``(rows, in)``.
 
     Returns:
-        ``(out, in)``; for float16, and for bfloat16 on a GPU, in float32: it does not overflow and
-        keeps its digits.
+        ``(out, in)``; in float32 for float16, in which it can overflow, and for bfloat16 if that
+        takes no longer.
     """
     if grad.dtype.itemsize == 2 and _have_wide_products(grad):
         return torch.mm(grad.t(), rows, out_dtype=torch.float32)
-    if grad.dtype == torch.float16:
+    if grad.dtype == torch.float16 or computed_in(grad.dtype, grad.device) != grad.dtype:
         grad, rows = grad.float(), rows.float()
     # In float32, oneDNN first transposes the left matrix. So the narrower matrix is on the left.
     if grad.dtype != torch.float32 or not _onednn_takes(rows):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sums import computed_in, unlimited, wide
+from .sums import computed_in, wide
 
 
 def depthwise_norm(
@@ -37,8 +37,9 @@ def depthwise_norm(
         padding=3,
         groups=features.shape[-1],
     )
-    # norm_backward_ writes gradients over it, and they are not scaled.
-    convolved = convolved.permute(0, 2, 3, 1).to(unlimited(dtype)).contiguous()
+    convolved = convolved.permute(0, 2, 3, 1).contiguous()
+    if dtype == torch.float16:  # norm_backward_ writes gradients over it, which are not scaled
+        convolved = convolved.float()
     normed = F.layer_norm(
         convolved.to(taps.dtype), convolved.shape[-1:], norm_weight, norm_bias, eps
     )
