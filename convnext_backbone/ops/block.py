@@ -157,7 +157,7 @@ class _Block:
             if 'layer_scale' in needs:
                 products = kernels.row_products(p.weight2, grads['weight2'])
                 products = products + p.bias2 * grads['bias2']
-                grads['layer_scale'] = products / scaling.mantissa
+                grads['layer_scale'] = undone(products, scaling.mantissa)
             if 'weight2' in needs:
                 grads['weight2'] = grads['weight2'] * scaling.power[:, None]
             grads['bias2'] = grads['bias2'] * scaling.power

@@ -26,8 +26,8 @@ class Mlp:
 
     Attributes:
         sums: The gradients with respect to the parameters except ``bias2``, by name, each as a
-            running sum over the parts. That of ``weight2`` is without the layer scale, but times
-            its mantissa.
+            running sum over the parts. That of ``weight2`` is without the power of the layer scale
+            (see :class:`Scaling`).
     """
 
     def __init__(

@@ -1,10 +1,11 @@
 """How the layer scale enters the backward pass, and how float16 gradients stay in range.
 
-The gradient with respect to the hidden activation is ``(grad * layer_scale) @ weight2``. The layer
-scale is split into mantissas and powers of two: the gradient is multiplied by the mantissas, the
-weight by the powers. So only ``grad * mantissa`` is rounded, with an error that differs from row to
-row, and sums over the rows are accurate in half precision. Without its power, the gradient also
-serves for the gradient with respect to the layer scale, however small the scale is.
+The gradient with respect to the hidden activation is ``(grad * layer_scale) @ weight2``. In half
+precision, the layer scale is split into mantissas and powers of two: the gradient is multiplied by
+the mantissas, the weight by the powers. So only ``grad * mantissa`` is rounded, with an error that
+differs from row to row, and sums over the rows are accurate. Without its power, the gradient also
+serves for the gradient with respect to the layer scale, however small the scale is. In wider dtypes
+the weight is multiplied by the whole scale.
 
 float16 ends at 65504, and below 6e-5 it loses digits. In a chain of modules, most gradients of a
 block with a layer scale of 1e-6 become zero, and under a loss scale of 65536 others become
@@ -32,9 +33,9 @@ class Scaling(NamedTuple):
     """The factors in the backward pass of a block.
 
     Attributes:
-        mantissa: The mantissas of the layer scale, ``(C,)``; None without layer scale. They are 1
-            where the scale is zero or not finite.
-        power: The layer scale divided by ``mantissa``.
+        mantissa: In half precision, the mantissas of the layer scale, ``(C,)``; otherwise and
+            without layer scale, None for ones. They are 1 where the scale is zero or not finite.
+        power: The layer scale divided by ``mantissa``; None without layer scale.
         weight2: The second weight times ``power`` and ``weight_power``.
         grad: What the gradient is multiplied by, ``(C,)``: ``mantissa`` times ``grad_power``; None
             for ones.
@@ -61,13 +62,13 @@ def choose_scaling(
         p: The parameters; ``weight2`` is in ``dtype``.
         dtype: Dtype of the matrix products.
     """
-    mantissa = power = None
-    weight2 = p.weight2
-    if p.layer_scale is not None:
-        mantissa, _ = torch.frexp(p.layer_scale)
-        is_mantissa = (mantissa.abs() >= 0.5) & (mantissa.abs() < 1)
-        mantissa = torch.where(is_mantissa, mantissa, 1)
-        power = p.layer_scale / mantissa
+    mantissa, power, weight2 = None, p.layer_scale, p.weight2
+    if power is not None:
+        if dtype.itemsize == 2:
+            mantissa, _ = torch.frexp(power)
+            is_mantissa = (mantissa.abs() >= 0.5) & (mantissa.abs() < 1)
+            mantissa = torch.where(is_mantissa, mantissa, 1)
+            power = power / mantissa
         weight2 = weight2 * power[:, None]
     if dtype != torch.float16:
         return Scaling(mantissa, power, weight2.to(dtype), mantissa)
@@ -104,9 +105,9 @@ def power_of_two(peaks: Tensor, limit: float) -> Tensor:
     return factor.nan_to_num(nan=1).clamp(2.0**-126, 2.0**126)
 
 
-def undone(result: Tensor, *powers: Tensor | None) -> Tensor:
-    """Returns a float32 result divided by the powers of two in it; None stands for 1."""
-    for power in powers:
-        if power is not None:
-            result = result / power
+def undone(result: Tensor, *factors: Tensor | None) -> Tensor:
+    """Returns a float32 result divided by the factors in it; None stands for 1."""
+    for factor in factors:
+        if factor is not None:
+            result = result / factor
     return result
