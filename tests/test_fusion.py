@@ -397,12 +397,16 @@ def test_drop_prob_out_of_range_is_an_error(layer, features):
 
 
 def test_half_precision(layer, features, log):
-    assert_runs_modules(layer.half(), features.half(), log, 'torch.float16')
-
-
-def test_autocast_to_half_precision(layer, features, log):
     with torch.autocast('cpu', torch.float16):
-        assert_runs_modules(layer, features, log, 'compute in torch.float16')
+        layer(features)
+    layer.half()(features.half())
+    title = 'ConvNeXt blocks run fused, in torch operators (16 channels in torch.float16)'
+    assert log() == [title]
+
+
+def test_autocast_of_another_half_precision(layer, features, log):
+    with torch.autocast('cpu', torch.float16):
+        assert_runs_modules(layer, features.bfloat16(), log, 'compute in torch.float16')
 
 
 def test_mixed_types(features, log):

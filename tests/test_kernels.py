@@ -37,7 +37,7 @@ def arguments(dtype):
             (torch.empty_like(rows), rows, rows, None, None),
             (torch.empty_like(rows), rows, rows, vector, vectors(60)),
         ],
-        'branch_grad': [(rows, None, dtype), (rows, vectors(60), dtype)],
+        'branch_grad': [(rows, None, dtype), (rows, vectors(60), dtype, vector)],
         'row_products': [(hidden, hidden)],
         'column_products': [(hidden, hidden, 2)],
     }

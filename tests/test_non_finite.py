@@ -36,7 +36,7 @@ def assert_same_parts(layer, features, grad):
 
 
 @pytest.mark.parametrize('value', [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('dtype', [*DTYPES, torch.float16])
 @pytest.mark.parametrize('use_grn', [False, True])
 def test_one_value_of_the_input_or_of_the_gradient(kernels, use_grn, dtype, value):
     layer = randomize(ConvNextLayer(16, use_grn=use_grn)).to(dtype)

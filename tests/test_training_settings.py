@@ -155,7 +155,7 @@ def test_conversions_of_batch_norms_change_no_backbone(kind):
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize(('dtype', 'tolerance'), [('bfloat16', 0.1), ('float16', 0.02)])
 def test_mixed_precision(kind, dtype, tolerance):
-    """Fused blocks, and modules for float16, follow the path of float32."""
+    """Fused blocks and modules follow the path of float32."""
     exact, data = build(kind, False), batches(8)
     start = copy.deepcopy(exact)
     losses = train(exact, data)

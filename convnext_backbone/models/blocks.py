@@ -32,8 +32,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'silu': nn.SiLU,
 }
 
-# All tensors of a fused block have one of these dtypes. Autocast may mix the last two.
-FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+# The matrix products of a fused block have one of these dtypes.
+FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class ConvNextEmbeddings(nn.Module):
@@ -89,7 +89,9 @@ class ConvNextLayer(nn.Module):
 
     With ``use_grn``, a global response normalisation follows the activation (ConvNeXt V2). The
     block runs as one fused function if that gives the same result; otherwise its modules run. The
-    choice is logged once per process, with the reason.
+    choice is logged once per process, with the reason. In float16 the gradients of the fused
+    function neither vanish under a small layer scale nor overflow under a large loss scale, as
+    those of the modules do.
 
     Args:
         dim: Number of channels, C.
@@ -247,12 +249,13 @@ class ConvNextLayer(nn.Module):
     def _obstacle_in_dtypes(tensors: list[Tensor]) -> str | None:
         dtype, dtypes = product_dtype(tensors[0]), {t.dtype for t in tensors}
         autocast = torch.is_autocast_enabled(tensors[0].device.type)
-        allowed = FUSED_DTYPES[1:] if autocast else (dtype,)
+        allowed = (torch.float32, dtype) if autocast else (dtype,)
         if dtype in FUSED_DTYPES and dtypes.issubset(allowed):
             return None
         return (
             f'their tensors are {", ".join(sorted(map(str, dtypes)))} and they compute in {dtype}, '
-            'but all must be float64, float32 or bfloat16'
+            'but all must be float64, float32, bfloat16 or float16, or under autocast float32 and '
+            'its dtype'
         )
 
 

@@ -121,11 +121,13 @@ class ConvNextGRN(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        # A sum of squares over a whole feature map overflows half precision.
-        dtype = wide(hidden_states.dtype)
-        norm = torch.linalg.vector_norm(hidden_states, dim=(1, 2), keepdim=True, dtype=dtype)
-        response = (norm / (norm.mean(dim=-1, keepdim=True) + self.eps)).to(hidden_states.dtype)
-        return self.weight * (hidden_states * response) + self.bias + hidden_states
+        # A sum of squares over a whole feature map overflows half precision, and so does the
+        # product of a large activation and its response.
+        hidden = hidden_states.to(wide(hidden_states.dtype))
+        norm = torch.linalg.vector_norm(hidden, dim=(1, 2), keepdim=True)
+        response = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)
+        output = self.weight * (hidden * response) + self.bias + hidden
+        return output.to(torch.promote_types(hidden_states.dtype, self.weight.dtype))
 
 
 fused_replaces(ConvNextGRN, 'forward')

@@ -8,7 +8,8 @@ the pre-activation, or only the input, and recomputes the rest.
 Let ``grad`` be the gradient with respect to the branch after its layer scale. The gradient with
 respect to the second weight is ``layer_scale * D`` with ``D = grad.T @ hidden``, and that with
 respect to the layer scale is ``(weight2 * D).sum(1) + bias2 * grad.sum(0)``. So the branch is not
-needed, and scales of zero are no special case.
+needed, and scales of zero are no special case. :mod:`scaling` says how they are computed in half
+precision.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .mlp import Mlp
 from .native import pick_kernels
 from .parameters import BlockParameters, BlockSettings
 from .plain import backward_is_plain, plain_block, plain_gradients
+from .scaling import choose_scaling, undone
 from .sums import RunningSum, wide
 
 # Hidden activations are computed in parts of about this size, which fit into a CPU's caches.
@@ -132,33 +134,33 @@ class _Block:
         """
         kernels, p, settings = self.kernels, self.p, self.settings
         normed, convolved = self.depthwise_norm(keep_convolved=True)
-        grad_branch, grad_bias2 = kernels.branch_grad(
-            grad_output.view_as(self.rows), self.keep, settings.dtype
+        keep = None if self.keep is None else self.keep[:: self.sample_rows]
+        scaling = choose_scaling(grad_output, keep, p, settings.dtype)
+        grad_branch, grad_sum = kernels.branch_grad(
+            grad_output.view_as(self.rows), self.keep, settings.dtype, scaling.grad
         )
         # The loop replaces the rows of the convolution's output by the gradient with respect to it.
         rows, norm_sums = convolved.view_as(self.rows), RunningSum()
-        scaled = p.weight2
-        if p.layer_scale is not None:
-            scaled = (p.weight2 * p.layer_scale[:, None]).to(settings.dtype)
-        mlp = Mlp(kernels, settings, p._replace(weight2=scaled), self.sample_rows)
+        mlp = Mlp(kernels, settings, p, self.sample_rows)
         for i, part in enumerate(self.parts()):
             inner = saved[i] if saved else mlp.inner(normed[part])
-            grad_normed = mlp.backward(grad_branch[part], normed[part], inner, needs)
+            grad_normed = mlp.backward(grad_branch[part], normed[part], inner, scaling, needs)
             norm_sums.add(
                 kernels.norm_backward_(rows[part], grad_normed, p.norm_weight, settings.norm_eps)
             )
         grads = {name: s.value for name, s in mlp.sums.items() if s.value is not None}
-        grads['bias2'] = grad_bias2
+        grads['bias2'] = undone(grad_sum, scaling.grad_power)
         if p.grn_weight is not None:
             for name in ('grn_weight', 'grn_bias'):
                 grads[name] = grads[name].view_as(p.grn_weight)
-        if p.layer_scale is not None:
+        if scaling.power is not None:
             if 'layer_scale' in needs:
                 products = kernels.row_products(p.weight2, grads['weight2'])
-                grads['layer_scale'] = products + p.bias2 * grad_bias2
+                products = products + p.bias2 * grads['bias2']
+                grads['layer_scale'] = undone(products, scaling.mantissa)
             if 'weight2' in needs:
-                grads['weight2'] = grads['weight2'] * p.layer_scale[:, None]
-            grads['bias2'] = grad_bias2 * p.layer_scale
+                grads['weight2'] = grads['weight2'] * scaling.power[:, None]
+            grads['bias2'] = grads['bias2'] * scaling.power
         grads['norm_weight'], grads['norm_bias'], grads['depthwise_bias'] = norm_sums.total()
         if 'depthwise_weight' in needs:
             taps = kernels.depthwise_weight_grad(self.features, convolved)

@@ -66,7 +66,9 @@ def add_branch_(
     return None
 
 
-def branch_grad(grad: Tensor, keep: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def branch_grad(
+    grad: Tensor, keep: Tensor | None, dtype: torch.dtype, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad, dtype=dtype), _sums(grad, grad.shape[-1])
 
 

@@ -12,6 +12,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .scaling import HIDDEN_LIMIT, power_of_two
+
 
 class Response:
     """The norms of the hidden channels of some samples, and the scales computed from them.
@@ -48,7 +50,12 @@ class Response:
         """Returns the output of GRN for the hidden rows."""
         dtype = self.hidden.dtype
         samples = self.hidden.view(len(self.scale), -1, self.hidden.shape[1])
-        scaled = torch.addcmul(self.bias.to(dtype), samples, self.scale.to(dtype)[:, None])
+        if dtype == torch.float16 or samples.is_cuda:
+            # Scales in float16 can overflow where their products do not.
+            scaled = torch.empty_like(samples)
+            torch.addcmul(self.bias, samples, self.scale[:, None], out=scaled)
+        else:  # with several dtypes, the operator is ten times as slow on a CPU
+            scaled = torch.addcmul(self.bias.to(dtype), samples, self.scale.to(dtype)[:, None])
         return scaled.view_as(self.hidden)
 
     def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,3 +73,11 @@ class Response:
         shift = grad_norm / torch.where(self.norm == 0, torch.inf, self.mean * self.norm)
         grad_weight = (products * self.ratio).sum(0)
         return grad_weight, grad.sum(0, dtype=products.dtype), shift
+
+    def power(self, shift: Tensor) -> Tensor:
+        """Returns the power of two that ``scale`` and ``shift`` are multiplied by in float16.
+
+        With it, ``grad * scale + hidden * shift`` is in range if ``grad`` is.
+        """
+        peaks = HIDDEN_LIMIT * self.scale.abs() + self.norm * shift.abs()
+        return power_of_two(peaks, HIDDEN_LIMIT)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sums import computed_in
+
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """Computes ``rows @ weight.T + bias``, without autograd.
@@ -16,11 +18,31 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool 
         bias: ``(out,)``. Default: None.
         gelu: Whether to apply GELU to the result. Default: False.
     """
+    if computed_in(rows.dtype, rows.device) != rows.dtype:
+        bias = None if bias is None else bias.float()
+        return linear(rows.float(), weight.float(), bias, gelu).to(rows.dtype)
     if _onednn_takes(rows):
         activation, algorithm = ('gelu', 'none') if gelu else ('none', '')
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], algorithm)
     product = F.linear(rows, weight, bias)
     return F.gelu(product) if gelu else product
+
+
+def input_grad(grad: Tensor, weight: Tensor) -> Tensor:
+    """Computes ``grad @ weight``, the gradient with respect to an input.
+
+    Args:
+        grad: The gradient with respect to the output, ``(rows, out)``.
+        weight: ``(out, in)``.
+
+    Returns:
+        ``(rows, in)``; for float16 in float32, in which it does not overflow.
+    """
+    if grad.dtype == torch.float16:
+        if _have_wide_products(grad):
+            return torch.mm(grad, weight, out_dtype=torch.float32)
+        grad, weight = grad.float(), weight.float()
+    return linear(grad, weight.t())
 
 
 def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
@@ -29,13 +51,26 @@ def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
     Args:
         grad: The gradient with respect to the output, ``(rows, out)``.
         rows: The input, ``(rows, in)``.
+
+    Returns:
+        ``(out, in)``; in float32 for float16, in which it can overflow, and for bfloat16 if that
+        takes no longer.
     """
+    if grad.dtype.itemsize == 2 and _have_wide_products(grad):
+        return torch.mm(grad.t(), rows, out_dtype=torch.float32)
+    if grad.dtype == torch.float16 or computed_in(grad.dtype, grad.device) != grad.dtype:
+        grad, rows = grad.float(), rows.float()
     # In float32, oneDNN first transposes the left matrix. So the narrower matrix is on the left.
     if grad.dtype != torch.float32 or not _onednn_takes(rows):
         return grad.t() @ rows
     if grad.shape[1] > rows.shape[1]:
         return linear(rows.t(), grad.t()).t().contiguous()
     return linear(grad.t(), rows.t())
+
+
+def _have_wide_products(rows: Tensor) -> bool:
+    """Whether torch multiplies half-precision matrices into a float32 one: on GPUs, since 2.8."""
+    return rows.is_cuda and 'dtype' in torch.ops.aten.mm.overloads()
 
 
 def _onednn_takes(rows: Tensor) -> bool:

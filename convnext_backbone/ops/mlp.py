@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .grn import Response
-from .linear import linear, weight_grad
+from .linear import input_grad, linear, weight_grad
 from .parameters import BlockParameters, BlockSettings
+from .scaling import Scaling, undone
 from .sums import RunningSum
 
 
@@ -24,7 +26,8 @@ class Mlp:
 
     Attributes:
         sums: The gradients with respect to the parameters except ``bias2``, by name, each as a
-            running sum over the parts.
+            running sum over the parts. That of ``weight2`` is without the power of the layer scale
+            (see :class:`Scaling`).
     """
 
     def __init__(
@@ -55,32 +58,40 @@ class Mlp:
             hidden = self._respond(hidden, *self.grn).rescaled()
         return linear(hidden, p.weight2, p.bias2)
 
-    def backward(self, grad: Tensor, normed: Tensor, inner: Tensor, needs: set[str]) -> Tensor:
+    def backward(
+        self, grad: Tensor, normed: Tensor, inner: Tensor, scaling: Scaling, needs: set[str]
+    ) -> Tensor:
         """Returns the gradient with respect to ``normed`` and adds to :attr:`sums`.
 
         Args:
-            grad: The gradient with respect to the branch, ``(part, C)``.
+            grad: The gradient with respect to the branch times ``scaling.grad``, ``(part, C)``.
             normed: The output of the norm, ``(part, C)``.
             inner: Its pre-activations, ``(part, 4C)``.
+            scaling: The factors in ``grad`` and in the second weight.
             needs: Names of the parameters that need a gradient.
         """
-        p, sums = self.p, self.sums
-        grad_inner = linear(grad, p.weight2.t())
+        sums = self.sums
+        grad_inner = linear(grad, scaling.weight2.t())
+        powers = [scaling.grad_power, scaling.weight_power]
         response = scale = shift = None
         if self.grn is not None:
             response = self._respond(F.gelu(inner), *self.grn)
             grad_weight, grad_bias, shift = response.gradients(grad_inner)
-            sums['grn_weight'].add(grad_weight)
-            sums['grn_bias'].add(grad_bias)
+            sums['grn_weight'].add(undone(grad_weight, *powers))
+            sums['grn_bias'].add(undone(grad_bias, *powers))
             scale = response.scale
+            if inner.dtype == torch.float16:
+                power = response.power(shift)
+                scale, shift = scale * power, shift * power
+                powers.append(power)
         hidden, grad_bias1 = self.kernels.gelu_backward_(grad_inner, inner, scale, shift)
-        sums['bias1'].add(grad_bias1)
+        sums['bias1'].add(undone(grad_bias1, *powers))
         if needs & {'weight2', 'layer_scale'}:
             last = hidden if response is None else response.rescaled()
-            sums['weight2'].add(weight_grad(grad, last))
+            sums['weight2'].add(undone(weight_grad(grad, last), scaling.grad_power))
         if 'weight1' in needs:
-            sums['weight1'].add(weight_grad(grad_inner, normed))
-        return linear(grad_inner, p.weight1.t())
+            sums['weight1'].add(undone(weight_grad(grad_inner, normed), *powers))
+        return undone(input_grad(grad_inner, self.p.weight1), *powers)
 
     def _respond(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Response:
         num_samples = len(hidden) // self.sample_rows

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sums import wide
+from .sums import computed_in, wide
 
 
 def depthwise_norm(
@@ -29,14 +29,17 @@ def depthwise_norm(
 
     ``taps``, ``(49, C)``, are the weight of the convolution.
     """
+    arithmetic = computed_in(dtype, features.device)
     convolved = F.conv2d(
-        features.permute(0, 3, 1, 2).to(dtype),
-        _weight(taps).to(dtype),
-        bias.to(dtype),
+        features.permute(0, 3, 1, 2).to(arithmetic),
+        _weight(taps).to(arithmetic),
+        bias.to(arithmetic),
         padding=3,
         groups=features.shape[-1],
     )
     convolved = convolved.permute(0, 2, 3, 1).contiguous()
+    if dtype == torch.float16:  # norm_backward_ writes gradients over it, which are not scaled
+        convolved = convolved.float()
     normed = F.layer_norm(
         convolved.to(taps.dtype), convolved.shape[-1:], norm_weight, norm_bias, eps
     )
@@ -66,7 +69,7 @@ def depthwise_input_grad(grad: Tensor, taps: Tensor, grad_output: Tensor) -> Ten
     weight = _weight(taps).to(grad.dtype)
     images = grad.permute(0, 3, 1, 2)
     passed = _convolution_backward(images, images, weight, [True, False, False])[0]
-    return grad_output + passed.permute(0, 2, 3, 1).to(grad_output.dtype)
+    return (grad_output + passed.permute(0, 2, 3, 1)).to(grad_output.dtype)
 
 
 def depthwise_weight_grad(features: Tensor, grad: Tensor) -> Tensor:
@@ -104,9 +107,14 @@ def add_branch_(
     output.copy_(features + _kept(scaled, keep))
 
 
-def branch_grad(grad: Tensor, keep: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns the gradient with respect to the scaled branch, and its sum over the rows."""
-    kept = _kept(grad, keep)
+def branch_grad(
+    grad: Tensor, keep: Tensor | None, dtype: torch.dtype, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns ``grad * scale * keep`` in ``dtype``, and its sum over the rows.
+
+    ``scale`` is per channel, ``keep`` per row.
+    """
+    kept = _kept(grad if scale is None else grad * scale, keep)
     return kept.to(dtype), kept.sum(0, dtype=wide(dtype))
 
 

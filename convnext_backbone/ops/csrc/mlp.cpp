@@ -113,9 +113,9 @@ void add_branch_(Tensor& output, const Tensor& features, const Tensor& branch,
 }
 
 std::tuple<Tensor, Tensor> branch_grad(const Tensor& grad, const optional<Tensor>& keep,
-                                       at::ScalarType dtype) {
+                                       at::ScalarType dtype, const optional<Tensor>& scale) {
   const int64_t channels = channels_of(grad), rows = grad.numel() / channels;
-  const float* keep_ = floats(keep, rows);
+  const float *keep_ = floats(keep, rows), *scale_ = floats(scale, channels);
   Tensor result = at::empty(grad.sizes(), grad.options().dtype(dtype));
   Tensor sums;
   with_type(grad.scalar_type(), [&](auto in_type) {
@@ -127,7 +127,8 @@ std::tuple<Tensor, Tensor> branch_grad(const Tensor& grad, const optional<Tensor
           for_channels(channels, [&](int64_t c, auto lanes) {
             using L = decltype(lanes);
             const int64_t at = row * channels + c;
-            const auto kept = load<L>(in + at) * (keep_ ? keep_[row] : 1.f);
+            const auto scaled = load<L>(in + at) * factor<L>(scale_, c);
+            const auto kept = scaled * (keep_ ? keep_[row] : 1.f);
             store<L>(out + at, kept);
             add<L>(sum + c, kept);
           });
@@ -191,7 +192,8 @@ TORCH_LIBRARY_FRAGMENT(convnext_backbone, library) {
       "add_branch_(Tensor(a!) output, Tensor features, Tensor branch, Tensor? scale, Tensor? keep) "
       "-> ()");
   library.def(
-      "branch_grad(Tensor grad, Tensor? keep, ScalarType dtype) -> (Tensor, Tensor)");
+      "branch_grad(Tensor grad, Tensor? keep, ScalarType dtype, Tensor? scale=None) "
+      "-> (Tensor, Tensor)");
   library.def("row_products(Tensor first, Tensor second) -> Tensor");
   library.def("column_products(Tensor first, Tensor second, int num_samples) -> Tensor");
 }
