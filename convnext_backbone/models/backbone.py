@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..arch import resolve_arch
 from .base import ConvNextBase
+from .deployed import DeployedBackbone
 from .norms import ConvNextLayerNorm
 from .out_features import resolve_out_features
 
@@ -145,6 +147,28 @@ class ConvNextBackbone(ConvNextBase):
         if not output_hidden_states:
             return ConvNextBackboneOutput(feature_maps)
         return ConvNextBackboneOutput(feature_maps, tuple(h.contiguous() for h in hidden_states))
+
+    def deploy(self, dtype: torch.dtype = torch.float32) -> DeployedBackbone:
+        """Builds a module for inference alone, which is faster and gives the same maps.
+
+        Layer scales and the parameters of most norms are folded into the layers after them, and
+        weights are converted and packed once. The module has copies: later changes of this
+        backbone, such as training or loading, do not change it.
+
+        Args:
+            dtype: ``torch.float32`` (default): the maps agree within 1e-5. ``torch.bfloat16``:
+                everything is computed in bfloat16, except sums and the statistics of norms.
+
+        Raises:
+            ValueError: If the dtype is another one, or if a block has other modules than it was
+                built with or another activation than GELU.
+        """
+        return DeployedBackbone(
+            self.embeddings,
+            self.encoder.stages,  # type: ignore[arg-type]
+            self.hidden_states_norms,
+            dtype,
+        )
 
     def train(self, mode: bool = True) -> ConvNextBackbone:
         """Sets the training mode; frozen stages stay in eval mode."""

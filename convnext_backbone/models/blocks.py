@@ -182,6 +182,14 @@ class ConvNextLayer(nn.Module):
             branch = branch * self.layer_scale_parameter
         return hidden_states + self.drop_path(branch.permute(0, 3, 1, 2))
 
+    def obstacle(self) -> str | None:
+        """Returns why only the modules may compute the block, or None.
+
+        Settings and inputs, which can change from call to call, are not considered.
+        """
+        obstacle = self._obstacle_in_modules()
+        return obstacle or self._fused_parameters().misfit(self.dwconv.out_channels)
+
     def _run_fused(self, hidden_states: Tensor, parameters: BlockParameters) -> Tensor:
         features = hidden_states.permute(0, 2, 3, 1).contiguous()
         settings = self._fused_settings(hidden_states)

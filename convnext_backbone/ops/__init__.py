@@ -5,8 +5,8 @@ and less memory in training. Feature maps here have the shape ``(N, H, W, C)`` a
 """
 
 from .block import fused_block
-from .native import have_compiled_kernels, kernels_title
-from .norm import fused_norm
+from .native import have_compiled_kernels, kernels_title, pick_kernels
+from .norm import fused_norm, map_norm
 from .parameters import BlockParameters, BlockSettings
 from .plain import is_transformed
 from .sums import wide
@@ -19,5 +19,7 @@ __all__ = [
     'have_compiled_kernels',
     'is_transformed',
     'kernels_title',
+    'map_norm',
+    'pick_kernels',
     'wide',
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .native import have_compiled_kernels
 from .plain import backward_is_plain, plain_gradients, plain_norm
 
 
@@ -23,6 +24,16 @@ def fused_norm(
     """
     weight, bias = weight.float().contiguous(), bias.float().contiguous()
     return _FusedNorm.apply(features.contiguous(), weight, bias, eps, channels_first)
+
+
+def map_norm(
+    features: Tensor, weight: Tensor, bias: Tensor, eps: float, channels_first: bool
+) -> Tensor:
+    """Computes what :func:`fused_norm` computes, without gradients, with or without kernels."""
+    if have_compiled_kernels(features, weight.dtype):
+        return torch.ops.convnext_backbone.norm(features, weight, bias, eps, channels_first)
+    normed = plain_norm(features, weight, bias, eps)
+    return normed.permute(0, 3, 1, 2).contiguous() if channels_first else normed
 
 
 class _FusedNorm(torch.autograd.Function):
