@@ -108,9 +108,9 @@ def test_config_trains_a_step_and_predicts(path):
     assert torch.equal(result.pred_sem_seg.data, result.seg_logits.data.argmax(0, keepdim=True))
 
 
-def test_config_of_the_readme_trains(tmp_path):
-    blocks = re.findall(r'```python\n(.*?)```', (REPO / 'README.md').read_text(), re.DOTALL)
-    (block,) = [block for block in blocks if 'configs/segmentation/' in block]
+def test_config_of_the_docs_trains(tmp_path):
+    page = (REPO / 'docs/segmentation.md').read_text()
+    (block,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
     path = tmp_path / 'config.py'
     path.write_text(block.replace("'configs/", f"'{REPO}/configs/"))
     model = revert_sync_batchnorm(MODELS.build(narrow(Config.fromfile(path)).model))
