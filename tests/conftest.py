@@ -14,7 +14,7 @@ NEEDS = {
         *('test_complexity.py', 'test_configs.py'),
         *('test_dataset_checks.py', 'test_detection_configs.py', 'test_distributed.py'),
         *('test_docs.py', 'test_generated_docs.py'),
-        *('test_image_folder.py', 'test_recipes.py'),
+        *('test_image_folder.py', 'test_notebook.py', 'test_recipes.py'),
         *('test_resuming.py', 'test_segmentation_configs.py'),
         *('test_segmentation_training.py', 'test_shapes_dataset.py', 'test_training.py'),
     ),
