@@ -39,8 +39,10 @@ else:
 
 from .checkpoint import (
     LoadReport,
+    PublishedWeights,
     guard_larger_models,
     infer_arch,
+    list_pretrained,
     load_checkpoint,
     register_loader,
 )
@@ -87,9 +89,11 @@ __all__ = [
     'ConvNextStage',
     'FeatureExtractor',
     'LoadReport',
+    'PublishedWeights',
     'convnext_auto_wrap_policy',
     'drop_path',
     'infer_arch',
+    'list_pretrained',
     'load_checkpoint',
 ]
 

@@ -190,6 +190,7 @@ def test_example_of_the_readme_builds():
     (block,) = [block for block in blocks if 'decay_rate' in block]
     names = {}
     exec(block, names)
+    assert names['optim_wrapper'].pop('_delete_') is True
     model = Detector(arch=SMALL)
     groups = groups_by_name(model, build_optim_wrapper(model, names['optim_wrapper']))
     assert groups['head.weight']['lr'] == 1e-4

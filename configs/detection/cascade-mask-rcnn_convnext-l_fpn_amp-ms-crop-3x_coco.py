@@ -1,5 +1,7 @@
 # Cascade Mask R-CNN, ConvNeXt-L, COCO, 3x (ConvNeXt, appendix A.3, table 3; its repository).
 # Published, ImageNet-22K pre-training: box AP 54.8, mask AP 47.6, 255 M parameters, 1354 GFLOPs.
+# The official file trains this model in float32. Mixed precision is the default here, for its
+# memory; --cfg-options optim_wrapper.type=OptimWrapper trains as the official file does.
 _base_ = [
     '../_base_/models/cascade-mask-rcnn_convnext_fpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',

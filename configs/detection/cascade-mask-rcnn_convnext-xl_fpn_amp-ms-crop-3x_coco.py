@@ -1,5 +1,7 @@
 # Cascade Mask R-CNN, ConvNeXt-XL, COCO, 3x (ConvNeXt, appendix A.3, table 3; its repository).
 # Published, ImageNet-22K pre-training: box AP 55.2, mask AP 47.7, 407 M parameters, 1898 GFLOPs.
+# The official file trains this model in float32. Mixed precision is the default here, for its
+# memory; --cfg-options optim_wrapper.type=OptimWrapper trains as the official file does.
 _base_ = [
     '../_base_/models/cascade-mask-rcnn_convnext_fpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',

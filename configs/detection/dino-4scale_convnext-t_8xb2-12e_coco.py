@@ -8,7 +8,7 @@ default_hooks = dict(
     layout=dict(type='ConvNextLayoutHook'),
 )
 
-checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -9,7 +9,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=['convnext_backbone'])
 
-checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -7,7 +7,7 @@ _base_ = [
     '../_base_/detection_runtime.py',
 ]
 
-checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'
 model = dict(
     backbone=dict(
         drop_path_rate=0.4,

@@ -1,6 +1,7 @@
 # Mask R-CNN, ConvNeXt-V2-B, COCO, 3x with large-scale jitter, 32 images per batch, from mmdet's
 # projects. Published there with FCMAE pre-training and another implementation of the backbone: box
 # AP 52.9, mask AP 46.4, 22.5 GB of memory. Not trained here.
+# The weights are non-commercial: CC-BY-NC 4.0.
 _base_ = [
     '../_base_/models/mask-rcnn_convnext_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',

@@ -3,7 +3,7 @@
 # 122 M parameters, 1170 GFLOPs at 2048 x 512.
 _base_ = './convnext-t_upernet_amp-160k_ade20k-512x512.py'
 
-checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_base_1k_224_ema.pth'
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_base_1k_224.pth'
 model = dict(
     backbone=dict(
         arch='base',

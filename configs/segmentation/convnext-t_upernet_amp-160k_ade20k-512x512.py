@@ -9,7 +9,7 @@ _base_ = [
 ]
 
 crop_size = (512, 512)
-checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth'
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(

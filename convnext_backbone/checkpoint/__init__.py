@@ -4,6 +4,7 @@ The steps: ``sources`` and ``containers`` read a plain state dict. ``translate``
 format with the table in ``formats`` and converts it to this package's names and layouts. ``audit``
 decides which tensors go into the model. ``loading`` copies them and reports. ``pretrained``
 connects these steps to torch and mmengine, ``larger_models`` to models around a model.
+``published`` lists the weights that others offer.
 """
 
 from .audit import Target
@@ -12,6 +13,7 @@ from .larger_models import guard_larger_models
 from .loading import load_checkpoint
 from .mmengine_files import MMENGINE_CLASSES, allowed, register_loader
 from .pretrained import LoadsAnyCheckpoint
+from .published import PublishedWeights, list_pretrained
 from .report import LoadReport
 from .sources import read_checkpoint
 from .translate import Translation, export, translate
@@ -20,12 +22,14 @@ __all__ = [
     'MMENGINE_CLASSES',
     'LoadReport',
     'LoadsAnyCheckpoint',
+    'PublishedWeights',
     'Target',
     'Translation',
     'allowed',
     'export',
     'guard_larger_models',
     'infer_arch',
+    'list_pretrained',
     'load_checkpoint',
     'read_arch',
     'read_checkpoint',

@@ -168,9 +168,15 @@ class ConvNextLayer(nn.Module):
                     return self._run_fused(hidden_states, parameters)
             log_once(f'ConvNeXt blocks run module by module: {obstacle}')
         # The transforms of torch.func do not support gradient checkpointing.
-        if self.with_cp and torch.is_grad_enabled() and not is_transformed():
+        if self.with_cp and self._needs_gradients(hidden_states) and not is_transformed():
             return checkpoint(self.run_modules, hidden_states, use_reentrant=False)
         return self.run_modules(hidden_states)
+
+    def _needs_gradients(self, hidden_states: Tensor) -> bool:
+        """Whether there will be a backward pass; checkpointing keeps the input in any case."""
+        return torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (hidden_states, *self.parameters())
+        )
 
     def run_modules(self, hidden_states: Tensor) -> Tensor:
         """Runs the block module by module. The fused function needs less memory."""

@@ -1,7 +1,8 @@
-"""Shows the contents of a ConvNeXt checkpoint, or converts its keys to another format.
+"""Shows the contents of a ConvNeXt checkpoint, converts its keys, or lists published weights.
 
 python tools/model_converters/checkpoint.py inspect FILE
 python tools/model_converters/checkpoint.py convert FILE OUT --to {hf,meta,timm}
+python tools/model_converters/checkpoint.py list [ARCH]
 
 FILE is anything that init_cfg accepts: a file, a Hugging Face folder, an http(s):// or hf://
 address. OUT is a safetensors file if it ends in .safetensors, otherwise a torch file.
@@ -22,6 +23,7 @@ from torch import Tensor
 from convnext_backbone.checkpoint import (
     Translation,
     export,
+    list_pretrained,
     read_arch,
     read_checkpoint,
     translate,
@@ -128,6 +130,27 @@ def save(tensors: dict[str, Tensor], out: Path) -> None:
         out.write_bytes(buffer.getbuffer())
 
 
+def list_weights(arch: str | None) -> None:
+    """Prints the published weights of one architecture, or of all: facts, then what to paste.
+
+    Raises:
+        ValueError: If there is no architecture of this name.
+    """
+    console.print("For init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone:")
+    for weights in list_pretrained(arch):
+        facts = [weights.pretraining, weights.licence]
+        if weights.non_commercial:
+            facts.append('non-commercial')
+        if weights.size:
+            facts.append(f'{weights.size} px')
+        if weights.top1:
+            facts.append(f'top-1 {weights.top1} at {weights.top1_size} px')
+        facts += [weights.note] if weights.note else []
+        facts += [] if weights.tried else ['not tried']
+        console.print(f'{weights.arch}, {weights.source}: {"; ".join(facts)}')
+        console.print(f'    {weights.checkpoint}')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='command', required=True)
@@ -137,9 +160,11 @@ def main() -> None:
     converting.add_argument('file', help='checkpoint: file, folder or address')
     converting.add_argument('out', type=Path, help='output file, .safetensors or .pth')
     converting.add_argument('--to', required=True, choices=WRITABLE, help='output format')
+    listing = commands.add_parser('list', help='list published weights')
+    listing.add_argument('arch', nargs='?', help='architecture, such as tiny (default: all)')
     args = vars(parser.parse_args())
     with usage_errors(parser):
-        {'inspect': inspect, 'convert': convert}[args.pop('command')](**args)
+        {'inspect': inspect, 'convert': convert, 'list': list_weights}[args.pop('command')](**args)
 
 
 if __name__ == '__main__':

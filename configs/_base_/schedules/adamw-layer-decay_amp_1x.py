@@ -5,7 +5,6 @@ _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 optim_wrapper = dict(
     _delete_=True,
     type='AmpOptimWrapper',
-    loss_scale='dynamic',
     constructor='ConvNextLayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_type='layer_wise'),
     optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),

@@ -2,7 +2,6 @@
 # decrease per stage towards the stem (ConvNeXt, appendix A.3; official repository).
 optim_wrapper = dict(
     type='AmpOptimWrapper',
-    loss_scale='dynamic',
     constructor='ConvNextLayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6),
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
