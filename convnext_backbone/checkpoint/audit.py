@@ -14,6 +14,7 @@ from .hf_config import check_config
 from .infer import read_arch
 from .names import Name, listed, parse_name, parse_native
 from .report import LoadReport
+from .stems import adapt_stem, can_be_adapted
 from .translate import Translation, translate
 from .variants import foreign_parts
 
@@ -34,7 +35,8 @@ class Target:
         name: The class of the model.
         arch: The architecture.
         tensors: The state dict, by native name.
-        adapt_stem: Whether the stem's weight may be adapted to another number of image channels.
+        adapt_stem: Whether the stem's weight may be adapted to another number of image channels or
+            to smaller patches.
         key_prefix: Key prefix of native names in the model's own state dict, except for the head.
         settings: What the tensors do not tell about the model, by constructor argument.
     """
@@ -101,8 +103,8 @@ def match(
             else:
                 report.ignored[found.names[native]] = reason
             continue
-        if (name.part, name.leaf) == ('stem_conv', 'weight') and _differ_in_channels(tensor, own):
-            tensor = _adapt_stem(tensor, own, target)
+        if (name.part, name.leaf) == ('stem_conv', 'weight') and can_be_adapted(tensor, own):
+            tensor = adapt_stem(tensor, own, target.name, target.adapt_stem)
             report.adapted.append(native)
         if not can_be_copied(tensor, own):
             misfits[native] = f'{_layout(tensor)} for {_layout(own)}'
@@ -196,32 +198,6 @@ def _reason_to_leave_out(name: Name, own_modules: set[Name], arch: Arch) -> str 
     if name.stage is not None and num_built <= name.stage < len(arch.depths):
         return 'deeper stages'
     return None
-
-
-def _differ_in_channels(tensor: Tensor, own: Tensor) -> bool:
-    return (
-        tensor.ndim == 4
-        and tensor.shape[1] != own.shape[1]
-        and (tensor.shape[0], *tensor.shape[2:]) == (own.shape[0], *own.shape[2:])
-    )
-
-
-def _adapt_stem(weight: Tensor, own: Tensor, target: Target) -> Tensor:
-    """Sums RGB weights for one channel; else tiles them and scales them to keep the magnitude."""
-    given, wanted = weight.shape[1], own.shape[1]
-    if not target.adapt_stem or given != 3:
-        raise CheckpointError(
-            f'the checkpoint is for images with {given} channels, {target.name} takes {wanted} and '
-            'keeps its weights: '
-            + (
-                'pass adapt_stem=True to sum or tile the weights of the stem'
-                if given == 3
-                else f'pass num_channels={given} (adapt_stem needs a checkpoint with 3 channels)'
-            )
-        )
-    if wanted == 1:
-        return weight.sum(dim=1, keepdim=True)
-    return weight.repeat(1, -(-wanted // 3), 1, 1)[:, :wanted] * (3 / wanted)
 
 
 def _explain(

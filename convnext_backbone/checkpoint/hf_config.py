@@ -112,7 +112,7 @@ def check_config(checkpoint: Checkpoint, model: str, settings: Mapping, adapt_st
         checkpoint: The checkpoint.
         model: The name of the model, for the message.
         settings: The model's own settings; only these are compared.
-        adapt_stem: Whether the number of image channels may differ.
+        adapt_stem: Whether the number of image channels and the patch size may differ.
 
     Raises:
         CheckpointError: If a setting differs.
@@ -120,6 +120,7 @@ def check_config(checkpoint: Checkpoint, model: str, settings: Mapping, adapt_st
     differences = contradictions(checkpoint.config, settings)
     if adapt_stem:
         differences.pop('num_channels', None)
+        differences.pop('patch_size', None)
     if differences:
         sides = [f'{key} {theirs!r}, not {own!r}' for key, (theirs, own) in differences.items()]
         arguments = [f'{key}={theirs!r}' for key, (theirs, _) in differences.items()]

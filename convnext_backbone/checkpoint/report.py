@@ -34,7 +34,7 @@ class LoadReport:
             whole model.
         reshaped: Names in ``matched`` whose tensors had another layout of the same values.
         adapted: Names in ``matched`` whose tensors were adapted to another number of image
-            channels.
+            channels or to smaller patches.
         non_finite: Those of ``matched`` with infinite or NaN values.
         unclear: A sentence on a norm whose meaning the names do not tell; empty if there is none.
     """
@@ -67,7 +67,7 @@ class LoadReport:
             f'({self.container}): names of {FORMATS[self.format].title}{under}'
         ]
         if self.adapted:
-            lines.append(f'  adapted to the image channels: {", ".join(self.adapted)}')
+            lines.append(f'  adapted to the images: {", ".join(self.adapted)}')
         if self.missing:
             modules = dict.fromkeys(name.rpartition('.')[0] for name in self.missing)
             lines.append(f'  fresh norms of feature maps, as expected: {", ".join(modules)}')

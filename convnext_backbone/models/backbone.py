@@ -51,7 +51,7 @@ class ConvNextBackbone(ConvNextBase):
         **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
             ``patch_size``, ``hidden_act``, ``use_grn``, ``drop_path_rate``,
             ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``, ``with_cp``,
-            ``adapt_stem``, ``fused``, ``init_cfg``.
+            ``adapt_stem``, ``output_stride``, ``fused``, ``init_cfg``.
 
     Attributes:
         stage_names: ``('stem', 'stage1', ..., 'stageN')`` of the architecture.
@@ -90,7 +90,8 @@ class ConvNextBackbone(ConvNextBase):
         self.num_features = [self.arch.hidden_sizes[0], *self.arch.hidden_sizes]
         self.out_indices = tuple(i - 1 for i in picks if i > 0)
         self.channels = [self.num_features[i] for i in picks]
-        self.strides = [self.patch_size * 2 ** max(i - 1, 0) for i in picks]
+        strides = [self.patch_size, *self.strides_of_stages]
+        self.strides = [strides[i] for i in picks]
         self.hidden_states_norms = nn.ModuleDict(
             {
                 name: ConvNextLayerNorm(

@@ -45,7 +45,13 @@ class ConvNextBase(LoadsAnyCheckpoint):
             keeping them (gradient checkpointing). Default: False.
         adapt_stem: Whether a checkpoint for RGB images may be loaded with another ``num_channels``:
             the stem's weights are summed for one channel; otherwise they are tiled and scaled by
-            3 / num_channels. Default: False, which makes it an error.
+            3 / num_channels. Its patch size may be a multiple of ``patch_size``, too: the weights
+            are summed to those of the original stem on images enlarged by that factor.
+            Default: False, which makes both an error.
+        output_stride: Stride of the last stage. Stages that would have a larger one keep their
+            resolution, and their depthwise convolutions are dilated instead, as semantic
+            segmentation needs it. Weights stay the same. Default: None, 8 times ``patch_size``
+            with four stages.
         fused: True runs blocks and norms as fused functions if possible. False always runs their
             modules (for debugging and comparisons). Default: None, which
             follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is not
@@ -82,6 +88,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
         layer_norm_eps: float | None = None,
         with_cp: bool = False,
         adapt_stem: bool = False,
+        output_stride: int | None = None,
         fused: bool | None = None,
         num_stages: int | None = None,
         init_cfg: dict | list[dict] | None = None,
@@ -120,6 +127,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
             self.arch.depths,
             self.arch.hidden_sizes,
             drop_path_rate=drop_path_rate,
+            max_stride=_max_stride(output_stride, patch_size, len(self.arch.depths)),
             num_stages=num_stages,
             hidden_act=hidden_act,
             use_grn=self.arch.use_grn,
@@ -128,7 +136,8 @@ class ConvNextBase(LoadsAnyCheckpoint):
             with_cp=with_cp,
             fused=fused,
         )
-        self.stride = patch_size * 2 ** max(len(self.encoder.stages) - 1, 0)
+        self.strides_of_stages = [patch_size * stride for stride in self.encoder.strides]
+        self.stride = max(self.strides_of_stages, default=patch_size)
         self.apply(initialize)
 
     def extract_hidden_states(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
@@ -164,6 +173,19 @@ class ConvNextBase(LoadsAnyCheckpoint):
                 norm_eps=self.arch.norm_eps,
             ),
         )
+
+
+def _max_stride(output_stride: int | None, patch_size: int, num_stages: int) -> int | None:
+    """Returns the largest stride relative to the stem, or None."""
+    allowed = [patch_size * 2**i for i in range(num_stages)]
+    if output_stride is None:
+        return None
+    if type(output_stride) is not int or output_stride not in allowed[1:]:
+        raise ValueError(
+            f'output_stride must be one of {allowed[1:]} for patch_size={patch_size} and '
+            f'{num_stages} stages, got {output_stride!r}'
+        )
+    return output_stride // patch_size
 
 
 def initialize(module: nn.Module) -> None:

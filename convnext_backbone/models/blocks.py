@@ -102,6 +102,8 @@ class ConvNextLayer(nn.Module):
             or None there is no such parameter. Default: 1e-6.
         with_cp: Whether the backward pass recomputes activations instead of keeping them (gradient
             checkpointing). Default: False.
+        dilation: Dilation of the depthwise convolution. Default: 1. Fused functions do not support
+            another one, so the modules run.
         norm_eps: Added to the variance by the norm. Default: 1e-6.
         fused: True runs the block fused if possible, False always runs its modules. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if
@@ -134,6 +136,7 @@ class ConvNextLayer(nn.Module):
         use_grn: bool = False,
         layer_scale_init_value: float | None = 1e-6,
         with_cp: bool = False,
+        dilation: int = 1,
         norm_eps: float = 1e-6,
         fused: bool | None = None,
     ) -> None:
@@ -142,7 +145,9 @@ class ConvNextLayer(nn.Module):
             raise ValueError(f'hidden_act must be one of {list(ACTIVATIONS)}, got {hidden_act!r}')
         check_flag('with_cp', with_cp)
         check_flag('fused', fused, optional=True)
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.dwconv = nn.Conv2d(
+            dim, dim, kernel_size=7, padding=3 * dilation, dilation=dilation, groups=dim
+        )
         self.layernorm = ConvNextLayerNorm(dim, eps=norm_eps)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.act = ACTIVATIONS[hidden_act]()
@@ -243,7 +248,8 @@ class ConvNextLayer(nn.Module):
         conv = self.dwconv
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode
         if geometry != ((7, 7), (1, 1), (3, 3), (1, 1), 'zeros') or conv.groups != conv.in_channels:
-            return f'their dwconv is {conv}'
+            reason = ', whose dilation no fused function has' if conv.dilation != (1, 1) else ''
+            return f'their dwconv is {conv}{reason}'
         norm = self.layernorm
         if (norm.data_format, norm.normalized_shape) != ('channels_last', (conv.out_channels,)):
             return f'their layernorm is {norm}'

@@ -23,6 +23,8 @@ class ConvNextStage(nn.Module):
         depth: Number of layers. Default: 2.
         stride: Factor S that divides the resolution. Default: 2. With 1 and equal numbers of input
             and output channels, there is no downsampling.
+        dilation: Dilation D of the depthwise convolutions. Default: 1. Above 1, the resolution
+            stays: the 2x2 convolution of the downsampling has stride 1 and dilation D / 2.
         drop_path_rates: One rate per layer. Default: None, all 0.
         norm_eps: Added to the variance by the norms. Default: 1e-6.
         fused: As in :class:`ConvNextLayer`, for the layers and the norm. Default: None.
@@ -41,6 +43,7 @@ class ConvNextStage(nn.Module):
         out_channels: int,
         depth: int = 2,
         stride: int = 2,
+        dilation: int = 1,
         drop_path_rates: Sequence[float] | None = None,
         norm_eps: float = 1e-6,
         fused: bool | None = None,
@@ -53,18 +56,29 @@ class ConvNextStage(nn.Module):
                 f'{len(rates)} drop_path_rates were given for {depth} layers: pass one per layer'
             )
         downsampling: list[nn.Module] = []
-        if in_channels != out_channels or stride > 1:
+        if in_channels != out_channels or stride > 1 or dilation > 1:
+            if dilation > 1:
+                conv = nn.Conv2d(
+                    in_channels, out_channels, kernel_size=2, padding='same', dilation=dilation // 2
+                )
+            else:
+                conv = nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride)
             downsampling = [
                 ConvNextLayerNorm(
                     in_channels, eps=norm_eps, data_format='channels_first', fused=fused
                 ),
-                nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride),
+                conv,
             ]
         self.downsampling_layer = nn.Sequential(*downsampling)
         self.layers = nn.Sequential(
             *(
                 ConvNextLayer(
-                    out_channels, drop_path=rate, norm_eps=norm_eps, fused=fused, **layer_args
+                    out_channels,
+                    drop_path=rate,
+                    dilation=dilation,
+                    norm_eps=norm_eps,
+                    fused=fused,
+                    **layer_args,
                 )
                 for rate in rates
             )
@@ -85,12 +99,17 @@ class ConvNextEncoder(nn.Module):
         depths: Number of layers of each stage.
         hidden_sizes: Number of channels of each stage.
         drop_path_rate: Rate of the last block. Default: 0.
+        max_stride: Largest stride of a stage relative to the stem, a power of 2. Later stages are
+            dilated instead. Default: None, no limit.
         num_stages: Number of stages to build, from the first one. Default: None, all.
         **layer_args: Passed to every :class:`ConvNextStage`, such as ``fused`` or ``norm_eps``.
 
     Shape:
         Input: ``(N, hidden_sizes[0], H, W)``; output of stage k, counted from 0:
-        ``(N, hidden_sizes[k], H // 2**k, W // 2**k)``.
+        ``(N, hidden_sizes[k], H // s, W // s)`` with ``s = min(2**k, max_stride)``.
+
+    Attributes:
+        strides: Stride of each built stage relative to the stem.
 
     Raises:
         ValueError: If ``drop_path_rate`` is outside [0, 1).
@@ -102,6 +121,7 @@ class ConvNextEncoder(nn.Module):
         depths: Sequence[int],
         hidden_sizes: Sequence[int],
         drop_path_rate: float = 0.0,
+        max_stride: int | None = None,
         num_stages: int | None = None,
         **layer_args,
     ) -> None:
@@ -110,18 +130,22 @@ class ConvNextEncoder(nn.Module):
         # On the CPU even under a device context: tensors on the meta device have no values.
         rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float64, device='cpu')
         in_channels = [hidden_sizes[0], *hidden_sizes]
+        full = [2**i for i in range(len(depths))]
+        strides = [min(stride, max_stride or stride) for stride in full][:num_stages]
         stages = [
             ConvNextStage(
                 in_channels[i],
                 hidden_sizes[i],
                 depth=depths[i],
-                stride=2 if i > 0 else 1,
+                stride=strides[i] // strides[i - 1] if i > 0 else 1,
+                dilation=full[i] // strides[i],
                 drop_path_rates=stage_rates.tolist(),
                 **layer_args,
             )
             for i, stage_rates in enumerate(rates.split(list(depths))[:num_stages])
         ]
         self.stages = nn.ModuleList(stages)
+        self.strides = strides
 
     def forward(
         self, hidden_states: Tensor, output_hidden_states: bool = False
