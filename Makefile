@@ -41,7 +41,6 @@ help:
 
 $(READY): requirements/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pyproject.toml
 	requirements/setup_env.sh $(VENV) $(STACK) $(CUDA_ARCHS)
-	rm -f $(VENV)/ready*
 	touch $@
 
 env: $(READY)

@@ -121,6 +121,7 @@ pip_install -q -r requirements/build.txt
 
 : >"$log"
 if ! operators_work; then
+    rm -f "$venv"/ready* # for other cards
     export MMCV_WITH_OPS=1
     if [ -n "$archs" ]; then
         find_toolkit
