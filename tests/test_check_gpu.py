@@ -46,6 +46,16 @@ def test_trial_on_the_cpu(tmp_path):
     assert 'WRONG' not in output and 'failed' not in output
 
 
+def test_verdict():
+    """NaN is never right, and errors below the rounding of float32 are not compared."""
+    compare = runpy.run_path(str(REPO / 'tools' / TOOL))['compare']
+    modules = {'maps': 1e-3, 'image grads': 1e-3, 'weight grads': 1e-9}
+    assert compare(modules, modules)['ok']
+    assert compare(modules | {'weight grads': 1e-6}, modules) == dict(ratio=1.0, ok=True)
+    for wrong in ({'maps': 3e-3}, {'image grads': float('nan')}, {'weight grads': 1e-5}):
+        assert not compare(modules | wrong, modules)['ok'], wrong
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_machine_without_a_gpu_is_told(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [TOOL])
