@@ -21,7 +21,8 @@ NEEDS = {
         *('test_segmentation_training.py', 'test_shapes_dataset.py', 'test_training.py'),
     ),
     'transformers': (
-        *('test_benchmark.py', 'test_checkpoint_audit.py', 'test_checkpoint_formats.py'),
+        *('test_benchmark.py', 'test_check_gpu.py'),
+        *('test_checkpoint_audit.py', 'test_checkpoint_formats.py'),
         *('test_checkpoint_sources.py', 'test_checkpoint_tool.py', 'test_checkpoint_variants.py'),
         *('test_classifier.py', 'test_corruptions.py', 'test_extraction.py', 'test_hf_config.py'),
         *('test_ops.py', 'test_parity.py'),
@@ -30,6 +31,11 @@ NEEDS = {
 collect_ignore = [
     module for library, modules in NEEDS.items() if find_spec(library) is None for module in modules
 ]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker('cuda') and not torch.cuda.is_available():
+        pytest.skip('needs a GPU')
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ DETECTION = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 CLASSIFICATION = REPO / 'configs/demo/convnext-atto_shapes.py'
 CHECKPOINT = 'model_converters/checkpoint.py'
 BENCHMARK = 'analysis_tools/benchmark.py'
+CHECK_GPU = 'check_gpu.py'
 COMPLEXITY = 'analysis_tools/complexity.py'
 TRANSFER = 'analysis_tools/transfer.py'
 CLASSIFY = 'demo/classify.py'
@@ -86,7 +87,7 @@ def built(registry, error, message, **cfg):
 
 def tool(name, message, *args):
     """A bad call of a script: status 2, and one sentence as the last line."""
-    marks = (MMDET,) if name not in (CHECKPOINT, BENCHMARK, SHAPES) else ()
+    marks = (MMDET,) if name not in (CHECKPOINT, BENCHMARK, CHECK_GPU, SHAPES) else ()
     shown = ' '.join(Path(str(arg)).name for arg in args)
 
     def call():
@@ -392,6 +393,7 @@ COMMANDS = [
     tool(BENCHMARK, 'is a file: choose', '--json', 'file/x.json'),
     tool(BENCHMARK, 'must end in .png', '--plot', 'x.foo'),
     tool(BENCHMARK, '--peers takes hf', '--peers', 'x'),
+    tool(CHECK_GPU, 'is a file: choose', '--out', 'file/x.json'),
     tool(COMPLEXITY, 'no such config: none.py', 'none.py'),
     tool(COMPLEXITY, 'empty.py has no model', 'empty.py'),
     tool(COMPLEXITY, '--shape must be positive', CLASSIFICATION, '--shape', 0, 0),

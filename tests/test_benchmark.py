@@ -32,10 +32,39 @@ def test_product_limit_counts_the_products_of_a_step(monkeypatch):
         assert measuring.product_limit(case, 1) == products * (2 + 2 + 6 + 2)
 
 
-@pytest.mark.parametrize('mode', ['inference', 'train'])
-def test_command_line(tmp_path, mode):
+def test_eager_and_compiled_peers_are_compared_apart():
+    figures = [
+        ('ours', 1.0, 1.0, False),
+        ('hf', 3.0, 0.0, False),
+        ('timm', 4.0, 8.0, False),
+        ('hf, compiled', 2.0, 9.0, True),
+    ]
+    contenders = [
+        measuring.Contender(name, 'nchw', print, memory, compiled, [time])
+        for name, time, memory, compiled in figures
+    ]
+    assert measuring.best_peer(contenders, compiled=False) == (3.0, 8.0)
+    assert measuring.best_peer(contenders, compiled=True) == (2.0, 9.0)
+    assert measuring.best_peer(contenders[:3], compiled=True) == (None, None)
+
+
+@pytest.mark.cuda
+def test_peak_memory_of_a_known_step():
+    """Weight, input and output, and nothing that other tests or models hold."""
+    other = torch.ones(2**25, device='cuda')
+    model = nn.Linear(2**10, 2**10, bias=False, device='cuda')
+    rows = torch.randn(2**11, 2**10, device='cuda')
+    with torch.no_grad():
+        peak = measuring.most_allocated(lambda: model(rows), model, rows)
+    assert peak == pytest.approx(4 + 8 + 8, abs=0.1)
+    assert measuring.run_once(lambda: model(rows), 'cuda') > 0
+    assert other.nbytes == 2**27
+
+
+@pytest.mark.parametrize(('mode', 'dtype'), [('inference', 'fp16'), ('train', 'bf16')])
+def test_command_line(tmp_path, mode, dtype):
     output = run_tool(
-        'analysis_tools/benchmark.py', '--arch', 'atto', '--size', 64, 96, '--dtype', 'bf16',
+        'analysis_tools/benchmark.py', '--arch', 'atto', '--size', 64, 96, '--dtype', dtype,
         '--mode', mode, '--repeats', 2, '--json', 'figures.json', '--plot', 'figure.png',
         cwd=tmp_path,
     )  # fmt: skip

@@ -1,21 +1,32 @@
 """Compares the backbone with other libraries: time, memory and distance to the lower limit.
 
 All contenders run in turn, once per round, so that other load affects all of them equally.
-Ratios are to the best peer in its better memory layout, without conversion of its maps.
+Ratios are to the best peer in its better memory layout, without conversion of its maps: to the
+best eager one, and with --compile also to the best one under torch.compile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from measuring import LAYOUTS, Case, Contender, make_contender, measure, product_limit
+from measuring import (
+    DTYPES,
+    LAYOUTS,
+    Case,
+    Contender,
+    best_peer,
+    machine,
+    make_contender,
+    measure,
+    product_limit,
+    short,
+)
 from peers import PEERS, build_ours
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=1, help='images per step')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='device to run on')
     parser.add_argument(
-        '--dtype', choices=['fp32', 'bf16'], default='fp32', help='bf16: autocast to bfloat16'
+        '--dtype', choices=[*DTYPES], default='fp32', help='bf16, fp16: autocast to it'
     )
     parser.add_argument(
         '--mode', choices=['inference', 'train'], default='inference', help='kind of step'
@@ -59,6 +70,9 @@ def parse_args() -> argparse.Namespace:
         choices=[*LAYOUTS, 'both'],
         default='both',
         help='memory layout of models and images',
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='measure all of them under torch.compile, too'
     )
     parser.add_argument('--repeats', type=int, default=7, help='measured rounds')
     parser.add_argument('--json', type=Path, metavar='OUT', help='file for all results')
@@ -73,7 +87,7 @@ def parse_args() -> argparse.Namespace:
     unknown = set(filter(None, args.peers.split(','))) - set(PEERS)
     if unknown:
         parser.error(f'--peers takes {", ".join(PEERS)}, not {", ".join(sorted(unknown))}')
-    fixed = ('arch', 'size', 'peers', 'layout')
+    fixed = ('arch', 'size', 'peers', 'layout', 'compile')
     if args.sweep and any(getattr(args, name) != parser.get_default(name) for name in fixed):
         parser.error(f'--sweep cannot be combined with --{", --".join(fixed)}')
     if args.arch not in ARCHS:
@@ -92,18 +106,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def machine(device: str) -> str:
-    """Describes the processor, the threads and the torch version."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if device == 'cuda':
-        name = torch.cuda.get_device_name()
-    elif cpuinfo.is_file():
-        models = [line for line in cpuinfo.read_text().splitlines() if 'model name' in line]
-        name = models[0].split(':')[1].strip() if models else name
-    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
-
-
 def make_contenders(args: argparse.Namespace, case: Case, console: Console) -> list[Contender]:
     """Builds all models in all layouts and prints the skipped peers."""
     layouts = list(LAYOUTS) if args.layout == 'both' else [args.layout]
@@ -114,7 +116,11 @@ def make_contenders(args: argparse.Namespace, case: Case, console: Console) -> l
     contenders = []
     for name, build in builders.items():
         try:
-            contenders += [make_contender(name, lay, build(case.arch), case) for lay in layouts]
+            contenders += [
+                make_contender(name, layout, build(case.arch), case, compiled)
+                for compiled in (False, True)[: 1 + args.compile]
+                for layout in layouts
+            ]
         except (ImportError, RuntimeError, ValueError) as error:
             if name.startswith('ours'):
                 raise
@@ -129,40 +135,34 @@ def compare(args: argparse.Namespace, console: Console) -> dict:
     console.print(f'measuring {len(contenders)} contenders in {args.repeats} rounds')
     measure(contenders, args.repeats, case.device)
     limit = product_limit(case, args.repeats)
-    peers = [c for c in contenders if not c.name.startswith('ours')]
-    best = min((c.median for c in peers), default=None)
-    least = min((c.memory for c in peers), default=None)
     table = Table(title=f'ConvNeXt {case.arch}, {case.mode}, {case.dtype}, {case.batch}x3x'
                   f'{case.size[0]}x{case.size[1]}; {machine(case.device)}')  # fmt: skip
+    best = [best_peer(contenders, compiled=False), best_peer(contenders, compiled=True)]
+    shown = 2 if args.compile else 1
+    ratios = ['to best peer', 'to best compiled'][:shown]
     memory = 'peak MiB' if case.device == 'cuda' else 'saved MiB'
-    columns = (
-        '',
-        'layout',
-        'median ms',
-        'min-max',
-        'to best peer',
-        memory,
-        'to best peer',
-        'limit',
-    )
-    for column in columns:
+    for column in ('', 'layout', 'median ms', 'min-max', *ratios, memory, *ratios, 'limit'):
         table.add_column(column, justify='left' if column in ('', 'layout') else 'right')
     rows = []
     for c in contenders:
+        times = [c.median / time if time else None for time, _ in best]
+        memories = [c.memory / least if least and c.memory else None for _, least in best]
         row = dict(
-            name=c.name, layout=c.layout, median=c.median, times=c.times,
-            ratio=c.median / best if best else None,
-            memory=c.memory, memory_ratio=c.memory / least if least else None,
+            name=c.name, layout=c.layout, median=c.median, times=c.times, memory=c.memory,
+            ratio=times[0], compiled_ratio=times[1],
+            memory_ratio=memories[0], compiled_memory_ratio=memories[1],
             limit_fraction=limit / c.median,
         )  # fmt: skip
         rows.append(row)
         table.add_row(
-            c.name, c.layout, f'{c.median:.0f}', f'{min(c.times):.0f}-{max(c.times):.0f}',
-            f'{row["ratio"]:.2f}' if best else '', f'{c.memory:.0f}' if c.memory else '',
-            f'{row["memory_ratio"]:.2f}' if least else '', f'{row["limit_fraction"]:.0%}',
+            c.name, c.layout, short(c.median), f'{short(min(c.times))}-{short(max(c.times))}',
+            *(f'{ratio:.2f}' if ratio else '' for ratio in times[:shown]),
+            f'{c.memory:.0f}' if c.memory else '',
+            *(f'{ratio:.2f}' if ratio else '' for ratio in memories[:shown]),
+            f'{row["limit_fraction"]:.0%}',
         )  # fmt: skip
     console.print(table)
-    console.print(f'limit: the matrix products alone take {limit:.0f} ms')
+    console.print(f'limit: the matrix products alone take {short(limit)} ms')
     if args.plot:
         plot_comparison(rows, limit, table.title, args.plot)
     return dict(case=asdict(case), machine=machine(case.device), limit=limit, contenders=rows)
@@ -187,7 +187,7 @@ def sweep(args: argparse.Namespace, console: Console) -> dict:
         table.add_column(column, justify='right')
     for arch, curve in curves.items():
         growths = [growth(pixels, curve[key]) for key in ('time', 'memory')]
-        table.add_row(arch, *(f'{t:.0f}' for t in curve['time']), *growths)
+        table.add_row(arch, *map(short, curve['time']), *growths)
     console.print(table)
     console.print('growth: exponent of the number of pixels, 1 is linear')
     if args.plot:

@@ -3,7 +3,8 @@
     python tools/demo/demo.py [detection|segmentation] [--work-dir DIR]
 
 Generates the data, trains the demo's Mask R-CNN or UPerNet, evaluates its checkpoint with COCO's
-metrics or mIoU and draws its predictions. Exits with status 1 if the model has not learned.
+metrics or mIoU and draws its predictions. Trains on a GPU if there is one. Exits with status 1 if
+the model has not learned.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from figures import draw_curve, draw_instances, draw_segments
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
 from convnext_backbone.command_line import check_folder, usage_errors
+from convnext_backbone.engine import missing_operators
 
 REPO = Path(__file__).parents[2]
 CONFIGS = REPO / 'configs/demo'
@@ -120,12 +124,18 @@ def main() -> None:
 
     cfg = Config.fromfile(CONFIGS / task.config)
     cfg.work_dir = args.work_dir or task.work_dir
+    device = get_device()
     with usage_errors(parser):
+        if missing := missing_operators(device):
+            raise ValueError(missing)
         check_folder(cfg.work_dir)
         check_folder(cfg.data_root)
     generate(cfg.data_root)
 
-    print(f'Training: about {task.minutes} min on 2 cores')
+    if device == 'cuda':
+        print(f'Training on {torch.cuda.get_device_name()}')
+    else:
+        print(f'Training: about {task.minutes} min on 2 cores')
     runner = Runner.from_cfg(cfg)
     started = time.perf_counter()
     runner.train()

@@ -1,0 +1,322 @@
+"""Checks the package on this machine's GPU in about two minutes: results, times and memory.
+
+    python tools/check_gpu.py [--out FILE.json]
+
+Prints how far each way to run a block is from float64, compared with the plain modules, and what a
+step of ConvNeXt-T costs beside the installed peers. The tables, or FILE.json, can be pasted into an
+issue. Exits with status 1 if a result is wrong, and with 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).with_name('analysis_tools')))
+from measuring import DTYPES, LAYOUTS, Case, Contender, machine, make_contender, measure, short
+from peers import PEERS, STAGES, build_ours
+
+from convnext_backbone import ConvNextBackbone
+from convnext_backbone.command_line import check_file, usage_errors, whole_file
+
+# The ways to run a block, by the environment variables that choose them; the modules come first.
+CANDIDATES = {
+    'modules': {'CONVNEXT_FUSED': '0'},
+    'torch': {'CONVNEXT_KERNELS': 'torch'},
+    'triton': {'CONVNEXT_KERNELS': 'triton'},
+}
+
+# Layer scale with V1, GRN with V2. Float64 is slow on most cards, so these are small.
+PARITY_ARCHS = ('atto', 'v2-atto')
+
+# How far a candidate may be from float64, relative to the modules in the same dtype. What is closer
+# than float32 can promise is not compared.
+TOLERANCE = 2.0
+ROUNDING = 1e-6
+
+MAX_ROUNDS = 20
+
+PACKAGES = ('convnext-backbone', 'torch', 'triton', 'transformers', 'timm', 'torchvision')
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is measured.
+
+    Attributes:
+        checked: Height and width of the two images whose results are compared.
+        arch: Architecture that is timed, by name.
+        size: Height and width of the timed images.
+        batch: Images per timed step.
+        seconds: Time for the measured rounds of a case; one round always runs.
+    """
+
+    checked: tuple[int, int]
+    arch: str
+    size: tuple[int, int]
+    batch: int
+    seconds: float
+
+
+# On a CPU, only the tool itself is tried out.
+SCOPES = {
+    'cuda': Scope((64, 96), 'tiny', (800, 1216), 2, seconds=8),
+    'cpu': Scope((32, 32), 'atto', (32, 32), 1, seconds=0),
+}
+
+
+def candidates(device: str) -> list[str]:
+    """The candidates that can run here; Triton's kernels need a GPU."""
+    have_triton = device == 'cuda' and find_spec('triton') is not None
+    return [name for name in CANDIDATES if name != 'triton' or have_triton]
+
+
+@contextmanager
+def chosen(name: str) -> Iterator[None]:
+    """Chooses a candidate for the blocks that run meanwhile. Peers need no choice."""
+    settings = CANDIDATES.get(name, {})
+    before = {variable: os.environ.get(variable) for variable in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for variable, value in before.items():
+            if value is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = value
+
+
+def relative_error(tensors: list[Tensor], references: list[Tensor]) -> float:
+    """Root mean square of the tensors' relative errors: each counts, whatever its size."""
+    errors = [
+        (tensor.double() - reference).norm() / reference.norm()
+        for tensor, reference in zip(tensors, references, strict=True)
+    ]
+    return torch.stack(errors).square().mean().sqrt().item()
+
+
+def run_backbone(model: nn.Module, images: Tensor, case: Case) -> dict[str, list[Tensor]]:
+    """Runs forward and backward and returns the maps and the gradients."""
+    images = images.clone().requires_grad_()
+    with case.autocast():
+        maps = model(images)
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(m.shape, generator=generator).to(m) for m in maps]
+    wanted = [images, *model.parameters()]
+    image_grad, *parameter_grads = torch.autograd.grad(maps, wanted, grads)
+    return {'maps': list(maps), 'image grads': [image_grad], 'weight grads': parameter_grads}
+
+
+def check_parity(device: str, size: tuple[int, int]) -> list[dict]:
+    """Distances of all candidates from the modules in float64, one row each."""
+    rows = []
+    for arch in PARITY_ARCHS:
+        torch.manual_seed(0)
+        model = ConvNextBackbone(arch, out_features=STAGES, drop_path_rate=0.0)
+        with torch.no_grad():
+            for parameter in model.parameters():  # initial scales hide the branches
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        model, images = model.to(device), torch.randn(2, 3, *size).to(device)
+        for dtype in DTYPES:
+            case = Case(arch, size, 2, device, dtype, 'train')
+            exact = Case(**(vars(case) | dict(dtype='fp32')))
+            with chosen('modules'):
+                references = run_backbone(copy.deepcopy(model).double(), images.double(), exact)
+            modules: dict[str, float] = {}
+            for candidate in candidates(device):
+                row = dict(arch=arch, dtype=dtype, candidate=candidate, ok=False)
+                rows.append(row)
+                try:
+                    with chosen(candidate):
+                        found = run_backbone(model, images, case)
+                except Exception as error:  # the report must not end where a kernel does
+                    if candidate == 'modules':
+                        raise
+                    row['error'] = first_line(error)
+                    continue
+                errors = {key: relative_error(found[key], references[key]) for key in found}
+                modules = modules or errors
+                row |= dict(errors=errors, **compare(errors, modules))
+    return rows
+
+
+def compare(errors: dict[str, float], modules: dict[str, float]) -> dict:
+    """The greatest ratio of a candidate's errors to the modules', and whether all are allowed."""
+    ratios = [errors[key] / max(modules[key], ROUNDING) for key in errors]
+    return dict(ratio=max(ratios), ok=all(ratio <= TOLERANCE for ratio in ratios))
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    return f'{type(error).__name__}: {error}'.strip().splitlines()[0]
+
+
+def time_case(case: Case, models: dict[tuple[str, str], nn.Module], seconds: float) -> list[dict]:
+    """Times and memory of all models in one case; one that fails, from memory say, has an error."""
+    contenders: list[Contender] = []
+    rows = []
+    for (name, layout), model in models.items():
+        row = dict(name=name, layout=layout, mode=case.mode, dtype=case.dtype)
+        try:
+            with chosen(name):
+                contender = make_contender(name, layout, model, case)
+        except Exception as error:
+            rows.append(row | dict(error=first_line(error)))
+            continue
+        contender.step = chosen(name)(contender.step)
+        contenders.append(contender)
+    measure(contenders, 1, case.device)
+    rounds = int(seconds * 1e3 / sum(c.median for c in contenders)) if contenders else 0
+    if rounds:
+        measure(contenders, min(rounds, MAX_ROUNDS), case.device)
+    for c in contenders:
+        row = dict(name=c.name, layout=c.layout, mode=case.mode, dtype=case.dtype)
+        rows.append(row | dict(ms=c.median, times=c.times, memory=c.memory))
+    return rows
+
+
+def build_models(device: str, arch: str, console: Console) -> dict[tuple[str, str], nn.Module]:
+    """Builds all candidates and the installed peers for each layout."""
+    builders = dict.fromkeys(candidates(device), build_ours) | PEERS
+    models = {}
+    for name, build in builders.items():
+        try:
+            models |= {(name, layout): build(arch) for layout in LAYOUTS}
+        except (ImportError, ValueError) as error:
+            console.print(f'without {name}: {error}')
+    return models
+
+
+def describe(device: str) -> dict:
+    """The machine and the versions of everything that matters."""
+    description = dict(machine=machine(device), versions={})
+    if device == 'cuda':
+        properties = torch.cuda.get_device_properties(0)
+        description |= dict(
+            card=properties.name,
+            capability=f'{properties.major}.{properties.minor}',
+            memory_gib=round(properties.total_memory / 2**30, 1),
+            driver=driver_version(),
+            cuda=torch.version.cuda,
+            cudnn=torch.backends.cudnn.version(),
+        )
+    for package in PACKAGES:
+        try:
+            description['versions'][package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            description['versions'][package] = None
+    return description
+
+
+def driver_version() -> str:
+    """The version of the NVIDIA driver."""
+    command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    try:
+        return subprocess.check_output(command, text=True).splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return 'unknown'
+
+
+def print_parity(rows: list[dict], console: Console) -> None:
+    """Prints the distances from float64."""
+    table = Table(title='Distance from float64, forward and backward')
+    kinds = ('maps', 'image grads', 'weight grads')
+    for column in ('arch', 'dtype', 'kernels', *kinds, 'to modules', 'verdict'):
+        table.add_column(column)
+    for row in rows:
+        names = (row['arch'], row['dtype'], row['candidate'])
+        figures = ['', '', '', '']
+        if 'error' not in row:
+            figures = [f'{row["errors"][kind]:.1e}' for kind in kinds] + [f'{row["ratio"]:.2f}']
+        table.add_row(*names, *figures, 'ok' if row['ok'] else row.get('error', 'WRONG'))
+    console.print(table)
+
+
+def print_timings(rows: list[dict], mode: str, scope: Scope, device: str, console: Console) -> None:
+    """Prints time and memory of one kind of step, a line per model and layout."""
+    images = f'{scope.batch}x3x{scope.size[0]}x{scope.size[1]}'
+    memory = 'peak' if device == 'cuda' else 'saved'
+    table = Table(title=f'ConvNeXt {scope.arch}, {mode}, {images}: ms and {memory} MiB')
+    table.add_column('')
+    table.add_column('layout')
+    for dtype in DTYPES:
+        table.add_column(dtype, justify='right')
+        table.add_column('MiB', justify='right')
+    lines: dict[tuple[str, str], list[str]] = {}
+    for dtype in DTYPES:
+        for row in rows:
+            if (row['mode'], row['dtype']) == (mode, dtype):
+                figures = ['failed', ''] if 'error' in row else [
+                    short(row['ms']), f'{row["memory"]:.0f}' if row['memory'] else '',
+                ]  # fmt: skip
+                lines.setdefault((row['name'], row['layout']), []).extend(figures)
+    for names, figures in lines.items():
+        table.add_row(*names, *figures)
+    console.print(table)
+    for row in rows:
+        if row['mode'] == mode and 'error' in row:
+            console.print(row['name'], row['layout'], row['dtype'], row['error'], markup=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--device',
+        choices=SCOPES,
+        default='cuda',
+        help='cpu only tries out this tool, on small images (default: %(default)s)',
+    )
+    parser.add_argument('--out', type=Path, metavar='FILE.json', help='file for all results')
+    args = parser.parse_args()
+    with usage_errors(parser):
+        if args.out:
+            check_file(args.out)
+        if args.device == 'cuda' and not torch.cuda.is_available():
+            raise ValueError(
+                f'torch {torch.__version__} finds no GPU here: run this on a machine with one, in '
+                'the environment of `make env`'
+            )
+
+    console = Console()
+    scope, started = SCOPES[args.device], time.perf_counter()
+    description = describe(args.device)
+    console.print_json(data=description)
+    parity = check_parity(args.device, scope.checked)
+    print_parity(parity, console)
+    models = build_models(args.device, scope.arch, console)
+    timings: list[dict] = []
+    for mode in ('train', 'inference'):
+        for dtype in DTYPES:
+            case = Case(scope.arch, scope.size, scope.batch, args.device, dtype, mode)
+            timings += time_case(case, models, scope.seconds)
+        print_timings(timings, mode, scope, args.device, console)
+    seconds = round(time.perf_counter() - started, 1)
+    console.print(f'{seconds} s')
+    if args.out:
+        results = dict(description, scope=vars(scope), seconds=seconds)
+        with whole_file(args.out) as part:
+            part.write_text(json.dumps(results | dict(parity=parity, timings=timings), indent=1))
+    if not all(row['ok'] for row in parity):
+        sys.exit('A result is wrong, or a kernel does not run.')
+
+
+if __name__ == '__main__':
+    main()
