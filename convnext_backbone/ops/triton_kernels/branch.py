@@ -12,9 +12,7 @@ from .partials import plan_total
 from .tiles import TILE_WARPS, check_contiguous, column_tile, count_partials
 
 
-@triton.jit(
-    do_not_specialize=['rows', 'octets'], do_not_specialize_on_alignment=['scale', 'keep']
-)
+@triton.jit(do_not_specialize=['rows', 'octets'], do_not_specialize_on_alignment=['scale', 'keep'])
 def _add_branch(
     output,
     features,
@@ -128,9 +126,7 @@ def plan_branch_grad(
     passing = Launch(
         _branch_grad,
         (count, column_tiles),
-        dict(
-            grad=grad, keep=keep, kept=kept, partials=partials, rows=rows, octets=channels // 8
-        ),
+        dict(grad=grad, keep=keep, kept=kept, partials=partials, rows=rows, octets=channels // 8),
         dict(TILE_ROWS=tile_rows, TILE_COLUMNS=tile_columns),
         TILE_WARPS,
     )
