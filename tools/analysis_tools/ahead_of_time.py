@@ -1,15 +1,19 @@
 """Compiles the Triton kernels for GPUs that need not be there, and reads what they need.
 
-    python tools/analysis_tools/ahead_of_time.py [--archs 80 86 89 90 100] [--json FILE]
+    python tools/analysis_tools/ahead_of_time.py [--record]
 
-It compiles every kernel for every dtype and width that the package uses it with, and fails if one
-spills registers or needs more shared memory than there is. Triton keeps what is compiled in its
-cache. Triton's own binder makes the signatures, so what is compiled is what a launch would compile.
+It checks that tests/kernel_resources.json has every kernel as it is now, for every dtype and width
+that the package uses it with and for every architecture. Then it compiles of each kernel the one
+that needs most registers. It fails if anything differs from the file, spills registers or needs
+more shared memory than there is. With ``--record``, it first compiles what the file lacks.
+
+Triton's own binder makes the signatures, so what is compiled is what a launch would compile.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import multiprocessing
 import os
@@ -32,9 +36,15 @@ from triton.runtime.jit import create_function_from_signature
 
 from convnext_backbone.ops.triton_kernels.launch import Launch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from kernel_plans import TYPES, WIDTHS, block_plans
+
 # Shared memory in bytes that a program may have, by architecture (CUDA programming guide,
 # "Compute capabilities").
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
+
+RECORD = Path(__file__).parents[2] / 'tests/kernel_resources.json'
+COMMAND = 'python tools/analysis_tools/ahead_of_time.py'
 
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
 
@@ -112,39 +122,50 @@ def compile_for(launch: Launch, arch: int, **options: object) -> Resources:
     return Resources(found['REG'], found['STACK'], compiled.metadata.shared)
 
 
-def unique_launches() -> dict[tuple, Launch]:
-    """Returns one launch of each kernel that must be compiled, over all widths and dtypes."""
-    from kernel_plans import TYPES, WIDTHS, block_plans
+def unique_launches() -> dict[str, Launch]:
+    """Returns one launch of each kernel that must be compiled, over all widths and dtypes.
 
-    seen: dict[tuple, Launch] = {}
+    Kernels whose constants hold the width itself are taken at the narrowest and the widest width
+    of every class, that is for every combination of the other constants.
+    """
+    classes: dict[tuple, list[Launch]] = {}
     for channels in WIDTHS:
         for types in TYPES:
             for plan in block_plans(channels, types):
                 for launch in plan.launches:
-                    seen.setdefault(_cheap_key(launch), launch)
-    return {compile_key(launch): launch for launch in seen.values()}
+                    found = classes.setdefault(_class_key(launch), [launch, launch])
+                    found[1] = launch
+    return {title(launch): launch for found in classes.values() for launch in found}
 
 
-def _cheap_key(launch: Launch) -> tuple:
-    """Returns a key that is at least as fine as :func:`compile_key` for arguments of one kind."""
-    types = tuple(
+def _class_key(launch: Launch) -> tuple:
+    types = (
         argument.dtype if isinstance(argument, Tensor) else type(argument)
         for argument in launch.arguments.values()
     )
-    return launch.kernel, types, *launch.constants.items(), launch.num_warps
+    constants = ((name, value) for name, value in launch.constants.items() if name != 'C')
+    return kernel_name(launch), launch.num_warps, *types, *constants
 
 
-def describe(launch: Launch) -> dict:
-    """Returns the kernel, its dtypes and its constants, as JSON can hold them."""
-    dtypes = {
-        name: str(argument.dtype).removeprefix('torch.')
+def title(launch: Launch) -> str:
+    """Returns the kernel, the dtypes of its tensors and its constants in one line."""
+    dtypes = (
+        f'{name}: {str(argument.dtype).removeprefix("torch.")}'
         for name, argument in launch.arguments.items()
         if isinstance(argument, Tensor)
-    }
-    constants = {name: str(value) for name, value in launch.constants.items()}
-    return dict(
-        kernel=kernel_name(launch), dtypes=dtypes, constants=constants, num_warps=launch.num_warps
     )
+    constants = (f'{name}={value}' for name, value in launch.constants.items())
+    parts = (', '.join(dtypes), ', '.join(constants), f'{launch.num_warps} warps')
+    return f'{kernel_name(launch)}({"; ".join(parts)})'
+
+
+def source_hash(launch: Launch) -> str:
+    """Returns a hash of the kernel's source and of all functions that it calls."""
+    module = inspect.getmodule(launch.kernel.fn)
+    for value in vars(module).values():
+        if isinstance(value, triton.JITFunction):
+            value.starting_line_number = 0  # where a kernel is in its file changes nothing
+    return launch.kernel.cache_key[:12]
 
 
 def compile_all(jobs: list[tuple[Launch, int]]) -> list[Resources]:
@@ -154,7 +175,7 @@ def compile_all(jobs: list[tuple[Launch, int]]) -> list[Resources]:
     # Kernels cannot be pickled. A forked process has them already.
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        return list(pool.map(_compile_job, range(len(jobs)), chunksize=4))
+        return list(pool.map(_compile_job, range(len(jobs))))
 
 
 _jobs: list[tuple[Launch, int]] = []
@@ -164,31 +185,68 @@ def _compile_job(index: int) -> Resources:
     return compile_for(*_jobs[index])
 
 
-def main() -> None:
-    """Compiles all kernels and reports those that do not fit."""
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument(
-        '--archs',
-        nargs='+',
-        type=int,
-        choices=SHARED_MEMORY,
-        default=list(SHARED_MEMORY),
-        help='architectures, such as 90 for sm_90 (default: all)',
-    )
-    parser.add_argument('--json', type=Path, help='file for what every kernel needs')
-    args = parser.parse_args()
-    jobs = [(launch, arch) for launch in unique_launches().values() for arch in args.archs]
-    results = [
-        dict(**describe(launch), arch=arch, **resources._asdict())
-        for (launch, arch), resources in zip(jobs, compile_all(jobs), strict=True)
+def record(launches: dict[str, Launch], known: dict) -> dict:
+    """Compiles what is not known and returns what every kernel needs, as the file has it."""
+    found = {name: known[name] for name, launch in launches.items() if _is_known(launch, known)}
+    new = [name for name in launches if name not in found]
+    jobs = [(launches[name], arch) for name in new for arch in SHARED_MEMORY]
+    results = iter(compile_all(jobs))
+    for name in new:
+        needs = {str(arch): list(next(results)) for arch in SHARED_MEMORY}
+        found[name] = dict(source=source_hash(launches[name]), **needs)
+    return dict(sorted(found.items()))
+
+
+def _is_known(launch: Launch, known: dict) -> bool:
+    return known.get(title(launch), {}).get('source') == source_hash(launch)
+
+
+def find_faults(launches: dict[str, Launch], known: dict) -> list[str]:
+    """Returns what is wrong with the file or with the kernels, in sentences."""
+    faults = [
+        f'{name} is not in {RECORD.name}, or has changed: run {COMMAND} --record'
+        for name, launch in launches.items()
+        if not _is_known(launch, known)
     ]
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=0))
-    unfit = [r for r in results if r['spills'] or r['shared'] > SHARED_MEMORY[r['arch']]]
-    print(*(f'does not fit: {result}' for result in unfit), sep='\n')
-    kernels = len({result['kernel'] for result in results})
-    print(f'{len(results)} compilations of {kernels} kernels, {len(unfit)} do not fit')
-    sys.exit(bool(unfit))
+    tightest: dict[str, tuple[int, str, int]] = {}
+    for name in sorted(known.keys() & launches.keys()):
+        for arch in SHARED_MEMORY:
+            needs = Resources(*known[name][str(arch)])
+            faults += misfits(name, arch, needs)
+            kernel = kernel_name(launches[name])
+            tightest[kernel] = max(tightest.get(kernel, (0, '', 0)), (needs.registers, name, arch))
+    for _, name, arch in tightest.values():
+        needs = compile_for(launches[name], arch)
+        faults += misfits(name, arch, needs)
+        recorded = Resources(*known[name][str(arch)])
+        if needs != recorded:
+            faults.append(f'{name} on sm_{arch} needs {needs}, but the file says {recorded}')
+    return faults
+
+
+def misfits(name: str, arch: int, needs: Resources) -> list[str]:
+    """Returns in sentences what a kernel has too much of."""
+    faults = []
+    if needs.spills:
+        faults.append(f'{name} on sm_{arch} spills {needs.spills} bytes of registers')
+    if needs.shared > SHARED_MEMORY[arch]:
+        faults.append(f'{name} on sm_{arch} needs {needs.shared} bytes of shared memory')
+    return faults
+
+
+def main() -> None:
+    """Records or checks what the kernels need."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--record', action='store_true', help='compile what the file lacks')
+    args = parser.parse_args()
+    launches, known = unique_launches(), json.loads(RECORD.read_text())
+    if args.record:
+        known = record(launches, known)
+        lines = (f'{json.dumps(name)}: {json.dumps(needs)}' for name, needs in known.items())
+        RECORD.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+    faults = find_faults(launches, known)
+    print(*faults, f'{len(launches)} kernels, {len(faults)} faults', sep='\n')
+    sys.exit(bool(faults))
 
 
 if __name__ == '__main__':

@@ -64,12 +64,6 @@ class Plan(NamedTuple):
 
 def plan(name: str, *arguments: object) -> Plan:
     """Plans one call of an operator."""
-    if not hasattr(triton_kernels, f'plan_{name}'):  # TODO remove
-        from convnext_backbone.ops import portable
-
-        if name == 'norm':
-            return Plan(name, arguments, arguments[0], [])
-        return Plan(name, arguments, getattr(portable, name)(*arguments), [])
     return Plan(name, arguments, *getattr(triton_kernels, f'plan_{name}')(*arguments))
 
 

@@ -12,7 +12,7 @@ from .partials import plan_total
 from .tiles import check_contiguous, count_partials
 
 # A program holds whole rows. These are the elements of its tile, but for wider rows.
-TILE_ELEMENTS = 1024
+TILE_ELEMENTS = 2048
 
 
 @triton.jit(
@@ -88,7 +88,7 @@ def plan_norm_backward_(
             eps=eps,
         ),
         dict(TILE_ROWS=tile_rows, TILE_COLUMNS=columns),
-        num_warps=max(4, columns // 256),
+        num_warps=max(8, columns // 256),
     )
     return total.view(3, channels), [passing, adding]
 

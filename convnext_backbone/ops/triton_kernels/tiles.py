@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
-# Elements of a tile of columns: 16 for each thread of four warps.
+# Elements of a tile of columns: 8 for each thread of eight warps.
 TILE_ELEMENTS = 2048
-TILE_WARPS = 4
+TILE_WARPS = 8
 
 # Programs of a kernel that sums over rows. The largest cards run about this many at a time; every
 # program writes one partial sum of each column, so that more would only cost memory traffic.
