@@ -11,11 +11,11 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from helpers import REPO
 
-triton = pytest.importorskip('triton')
+pytest.importorskip('triton')
 
+import triton
 from kernel_plans import TYPES, WIDTHS, block_plans
 
 FOLDER = REPO / 'tools/analysis_tools'

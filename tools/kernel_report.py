@@ -146,6 +146,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+            return output
         views = [r.alias_info for r in func._schema.returns if r.alias_info is not None]
         is_view = any(not alias.is_write for alias in views) or 'view' in func.__name__
         if self.planning or is_view or 'empty' in func.__name__:

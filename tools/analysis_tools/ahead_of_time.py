@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -168,14 +169,14 @@ def source_hash(launch: Launch) -> str:
     return launch.kernel.cache_key[:12]
 
 
-def compile_all(jobs: list[tuple[Launch, int]]) -> list[Resources]:
+def compile_all(jobs: list[tuple[Launch, int]]) -> Iterator[Resources]:
     """Runs :func:`compile_for` on every launch and architecture, in as many processes as cores."""
     global _jobs
     _jobs = jobs
     # Kernels cannot be pickled. A forked process has them already.
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        return list(pool.map(_compile_job, range(len(jobs))))
+        yield from pool.map(_compile_job, range(len(jobs)))
 
 
 _jobs: list[tuple[Launch, int]] = []
@@ -186,15 +187,18 @@ def _compile_job(index: int) -> Resources:
 
 
 def record(launches: dict[str, Launch], known: dict) -> dict:
-    """Compiles what is not known and returns what every kernel needs, as the file has it."""
+    """Compiles what is not known, writes the file after each kernel, and returns all of it."""
     found = {name: known[name] for name, launch in launches.items() if _is_known(launch, known)}
-    new = [name for name in launches if name not in found]
+    # Kernels that compile fast come first: the others take most of an hour.
+    new = sorted(launches.keys() - found.keys(), key=lambda name: ('depthwise' in name, name))
     jobs = [(launches[name], arch) for name in new for arch in SHARED_MEMORY]
-    results = iter(compile_all(jobs))
+    results = compile_all(jobs)
     for name in new:
         needs = {str(arch): list(next(results)) for arch in SHARED_MEMORY}
         found[name] = dict(source=source_hash(launches[name]), **needs)
-    return dict(sorted(found.items()))
+        lines = (f'{json.dumps(name)}: {json.dumps(found[name])}' for name in sorted(found))
+        RECORD.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+    return found
 
 
 def _is_known(launch: Launch, known: dict) -> bool:
@@ -242,8 +246,6 @@ def main() -> None:
     launches, known = unique_launches(), json.loads(RECORD.read_text())
     if args.record:
         known = record(launches, known)
-        lines = (f'{json.dumps(name)}: {json.dumps(needs)}' for name, needs in known.items())
-        RECORD.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
     faults = find_faults(launches, known)
     print(*faults, f'{len(launches)} kernels, {len(faults)} faults', sep='\n')
     sys.exit(bool(faults))
