@@ -1,10 +1,11 @@
-"""The norm over the channels of a feature map as one function, computed by compiled kernels."""
+"""The norm over the channels of a feature map as one function, computed by our own kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .native import pick_kernels
 from .plain import backward_is_plain, plain_gradients, plain_norm
 
 
@@ -14,7 +15,7 @@ def fused_norm(
     """Normalises feature maps over their channels; the output can be channels-first.
 
     Args:
-        features: Feature maps ``(N, H, W, C)`` that the compiled kernels support.
+        features: Feature maps ``(N, H, W, C)`` that compiled or Triton kernels support.
         weight: ``(C,)``.
         bias: ``(C,)``.
         eps: Added to the variance.
@@ -30,7 +31,8 @@ class _FusedNorm(torch.autograd.Function):
     def forward(ctx, features, weight, bias, eps, channels_first):
         ctx.eps, ctx.channels_first = eps, channels_first
         ctx.save_for_backward(features, weight, bias)
-        return torch.ops.convnext_backbone.norm(features, weight, bias, eps, channels_first)
+        kernels = pick_kernels(features, weight.dtype)
+        return kernels.norm(features, weight, bias, eps, channels_first)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -45,7 +47,8 @@ class _FusedNorm(torch.autograd.Function):
             needs = ctx.needs_input_grad[:3]
             return *plain_gradients(run, ctx.saved_tensors, needs, grad_output), None, None
         grad = features.to(torch.float32, copy=True)
-        grad_weight, grad_bias, _ = torch.ops.convnext_backbone.norm_backward_(
+        kernels = pick_kernels(features, weight.dtype)
+        grad_weight, grad_bias, _ = kernels.norm_backward_(
             grad, grad_output.resolve_neg().contiguous(), weight, ctx.eps
         )
         return grad.to(features.dtype), grad_weight, grad_bias, None, None
