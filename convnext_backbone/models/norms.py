@@ -31,7 +31,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
             ``'channels_first'`` for ``(N, C, ...)``.
         contiguous: Whether channels-first outputs are always contiguous, whatever the memory
             format of the input. Default: False.
-        fused: Whether channels-first inputs may be normalised by the compiled kernels. Default:
+        fused: Whether channels-first inputs may be normalised by this package's kernels. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED``.
 
     Raises:
@@ -79,7 +79,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
         return f'{text}, contiguous=True' if self.contiguous else text
 
     def _can_be_fused(self, features: Tensor) -> bool:
-        """Whether compiled kernels are available and give the same result as :meth:`normalize`."""
+        """Whether kernels are available and give the same result as :meth:`normalize`."""
         return (
             features.ndim == 4
             and not is_traced()

@@ -1,9 +1,10 @@
-"""The compiled kernels: where the library is, and when its operators are used."""
+"""The kernels: where the compiled library is, when it is used, and when the Triton kernels are."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import threading
@@ -26,6 +27,12 @@ INSTRUCTION_SETS = {
 
 # The dtypes that the kernels are compiled for.
 COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+
+# The dtypes, cards and versions that the Triton kernels support; older versions have no tuples of
+# blocks. Since 8.0, cards compute in bfloat16.
+TRITON_DTYPES = (*COMPILED_DTYPES, torch.float16)
+MIN_CAPABILITY = (8, 0)
+MIN_TRITON = (3, 7)
 
 _loading = threading.Lock()
 
@@ -118,24 +125,56 @@ def have_kernels_for(features: Tensor, dtype: torch.dtype) -> bool:
     return on_cpu and all(d in COMPILED_DTYPES for d in dtypes) and features.shape[-1] % 8 == 0
 
 
+@functools.cache
+def have_triton() -> bool:
+    """Whether a version of Triton is installed that can compile the Triton kernels."""
+    if importlib.util.find_spec('triton') is None:
+        return False
+    import triton
+
+    return tuple(map(int, triton.__version__.split('.')[:2])) >= MIN_TRITON
+
+
+def have_triton_kernels(features: Tensor, dtype: torch.dtype) -> bool:
+    """Whether Triton kernels can be used; the arguments are those of :func:`pick_kernels`."""
+    return (
+        features.is_cuda
+        and torch.version.hip is None
+        and all(d in TRITON_DTYPES for d in (features.dtype, dtype))
+        and features.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(features.device) >= MIN_CAPABILITY
+        and have_triton()
+    )
+
+
 def have_compiled_kernels(features: Tensor, dtype: torch.dtype) -> bool:
-    """Whether compiled kernels are available that support ``features`` and ``dtype``.
+    """Whether compiled or Triton kernels can be used.
+
+    The arguments are those of :func:`pick_kernels`.
+    """
+    on_cpu = have_kernels_for(features, dtype) and load_kernels()
+    return on_cpu or have_triton_kernels(features, dtype)
+
+
+def pick_kernels(features: Tensor, dtype: torch.dtype) -> ModuleType:
+    """Returns the compiled or the Triton kernels if they can be used, else :mod:`portable`.
 
     Args:
         features: Feature maps of shape ``(N, H, W, C)``.
         dtype: Dtype of the block's matrix products, or of the norm's parameters.
     """
-    return have_kernels_for(features, dtype) and load_kernels()
+    if have_triton_kernels(features, dtype):
+        from . import triton_kernels  # it needs Triton
 
-
-def pick_kernels(features: Tensor, dtype: torch.dtype) -> ModuleType:
-    """Returns the compiled kernels if they support the arguments, else :mod:`portable`."""
+        return triton_kernels
     compiled = have_compiled_kernels(features, dtype)
     return torch.ops.convnext_backbone if compiled else portable
 
 
 def kernels_title(features: Tensor, dtype: torch.dtype) -> str:
     """Describes for the log which kernels a block uses, and how to get faster ones."""
+    if have_triton_kernels(features, dtype):
+        return 'with Triton kernels'
     if have_compiled_kernels(features, dtype):
         return 'with compiled kernels'
     if have_kernels_for(features, dtype):

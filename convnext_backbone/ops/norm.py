@@ -1,11 +1,11 @@
-"""The norm over the channels of a feature map as one function, computed by compiled kernels."""
+"""The norm over the channels of a feature map as one function, computed by our own kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .native import have_compiled_kernels
+from .native import have_compiled_kernels, pick_kernels
 from .plain import backward_is_plain, plain_gradients, plain_norm
 
 
@@ -15,7 +15,7 @@ def fused_norm(
     """Normalises feature maps over their channels; the output can be channels-first.
 
     Args:
-        features: Feature maps ``(N, H, W, C)`` that the compiled kernels support.
+        features: Feature maps ``(N, H, W, C)`` that compiled or Triton kernels support.
         weight: ``(C,)``.
         bias: ``(C,)``.
         eps: Added to the variance.
@@ -31,7 +31,8 @@ def map_norm(
 ) -> Tensor:
     """Computes what :func:`fused_norm` computes, without gradients, with or without kernels."""
     if have_compiled_kernels(features, weight.dtype):
-        return torch.ops.convnext_backbone.norm(features, weight, bias, eps, channels_first)
+        kernels = pick_kernels(features, weight.dtype)
+        return kernels.norm(features, weight, bias, eps, channels_first)
     normed = plain_norm(features, weight, bias, eps)
     return normed.permute(0, 3, 1, 2).contiguous() if channels_first else normed
 
@@ -41,7 +42,8 @@ class _FusedNorm(torch.autograd.Function):
     def forward(ctx, features, weight, bias, eps, channels_first):
         ctx.eps, ctx.channels_first = eps, channels_first
         ctx.save_for_backward(features, weight, bias)
-        return torch.ops.convnext_backbone.norm(features, weight, bias, eps, channels_first)
+        kernels = pick_kernels(features, weight.dtype)
+        return kernels.norm(features, weight, bias, eps, channels_first)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -56,7 +58,8 @@ class _FusedNorm(torch.autograd.Function):
             needs = ctx.needs_input_grad[:3]
             return *plain_gradients(run, ctx.saved_tensors, needs, grad_output), None, None
         grad = features.to(torch.float32, copy=True)
-        grad_weight, grad_bias, _ = torch.ops.convnext_backbone.norm_backward_(
+        kernels = pick_kernels(features, weight.dtype)
+        grad_weight, grad_bias, _ = kernels.norm_backward_(
             grad, grad_output.resolve_neg().contiguous(), weight, ctx.eps
         )
         return grad.to(features.dtype), grad_weight, grad_bias, None, None

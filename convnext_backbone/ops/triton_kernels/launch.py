@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from triton.runtime import KernelInterface
 
@@ -31,5 +32,7 @@ class Launch(NamedTuple):
     num_warps: int
 
     def run(self) -> None:
-        """Launches the kernel."""
-        self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.num_warps)
+        """Launches the kernel, on the device of its tensors."""
+        tensor = next(value for value in self.arguments.values() if isinstance(value, Tensor))
+        with torch.cuda.device_of(tensor):  # Triton launches on the current device
+            self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.num_warps)

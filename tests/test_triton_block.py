@@ -1,0 +1,29 @@
+"""A whole block, forward and backward, in the Triton kernels, against its modules."""
+
+import pytest
+import torch
+from helpers import randomize
+
+from convnext_backbone.models.blocks import ConvNextLayer
+from convnext_backbone.ops import block
+
+pytest.importorskip('triton')
+
+from convnext_backbone.ops import triton_kernels
+
+
+@pytest.mark.parametrize('grn', [False, True])
+def test_block_equals_its_modules(grn, monkeypatch):
+    layer = randomize(ConvNextLayer(40, use_grn=grn, drop_path=0.5)).train()
+    images = torch.randn(2, 40, 5, 6, requires_grad=True)
+    grad = torch.randn(2, 40, 5, 6)
+    results = []
+    for run in (layer, layer.run_modules):
+        torch.manual_seed(0)  # the same paths are dropped
+        with monkeypatch.context() as patch:
+            patch.setattr(block, 'pick_kernels', lambda *args: triton_kernels)
+            output = run(images)
+            inputs = [images, *layer.parameters()]
+            results.append([output, *torch.autograd.grad(output, inputs, grad)])
+    for value, truth in zip(*results, strict=True):
+        torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,110 @@
+"""The Triton kernels compile for every architecture without a card, and spill no registers.
+
+Compiling all of them takes long. So what they need is in kernel_resources.json, together with a
+hash of their source, and a change of a kernel needs a new record.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+from helpers import REPO
+
+pytest.importorskip('triton')
+
+import triton
+from kernel_plans import TYPES, WIDTHS, block_plans
+
+FOLDER = REPO / 'tools/analysis_tools'
+
+
+def run_compiled(*command):
+    """Runs Python with kernels that are compiled, not interpreted."""
+    environment = {name: v for name, v in os.environ.items() if name != 'TRITON_INTERPRET'}
+    paths = [str(REPO), str(FOLDER), environment.get('PYTHONPATH', '')]
+    environment['PYTHONPATH'] = os.pathsep.join(paths)
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.skipif(
+    triton.__version__ != '3.7.1', reason='kernel_resources.json is for Triton 3.7.1'
+)
+def test_every_kernel_fits_every_card():
+    code, output = run_compiled(FOLDER / 'ahead_of_time.py')
+    assert code == 0, output
+    records = json.loads((REPO / 'tests/kernel_resources.json').read_text())
+    for needs in records.values():
+        assert needs.keys() == {'source', '80', '86', '89', '90', '100'}
+        assert all(needs[arch][1] == 0 for arch in needs if arch != 'source')
+
+
+def test_a_spill_is_a_fault():
+    """The same kernel in 32 registers a thread."""
+    code, output = run_compiled(
+        '-c',
+        """
+import torch
+from ahead_of_time import *
+from convnext_backbone.ops.triton_kernels import plan_gelu_backward_
+
+maps = torch.empty(64, 384, device='meta')
+launch = plan_gelu_backward_(maps, maps, None, None)[1][0]
+assert not misfits('it', 90, compile_for(launch, 90))
+print(misfits('it', 90, compile_for(launch, 90, maxnreg=32)))
+print(misfits('it', 90, Resources(32, 0, 300_000)))
+print(find_faults({title(launch): launch}, {}))
+""",
+    )
+    assert code == 0, output
+    spill, shared, missing = output.splitlines()
+    assert 'it on sm_90 spills' in spill
+    assert 'it on sm_90 needs 300000 bytes of shared memory' in shared
+    assert 'is not in kernel_resources.json, or has changed: run python' in missing
+
+
+def random_shapes():
+    generator = random.Random(0)
+    return [tuple(generator.randint(1, high) for high in (64, 400, 400)) for _ in range(50)]
+
+
+def test_new_image_sizes_compile_nothing():
+    """What Triton compiles by is the same for 50 random shapes of each width."""
+    code, output = run_compiled(
+        '-c',
+        f"""
+from ahead_of_time import *
+
+for channels in (40, 768):
+    for types in TYPES[3:4]:
+        keys = {{
+            tuple(compile_key(launch) for plan in block_plans(channels, types, shape)
+                  for launch in plan.launches)
+            for shape in {random_shapes()}
+        }}
+        print(len(keys))
+""",
+    )
+    assert code == 0, output
+    assert output.split() == ['1'] * 2
+
+
+def test_constants_depend_on_the_width_only():
+    for channels in WIDTHS[::37]:
+        for types in TYPES:
+            constants = {
+                repr(
+                    [
+                        launch.constants
+                        for plan in block_plans(channels, types, shape)
+                        for launch in plan.launches
+                    ]
+                )
+                for shape in ((1, 1, 1), (2, 7, 9), (3, 200, 304))
+            }
+            assert len(constants) == 1

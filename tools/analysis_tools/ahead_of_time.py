@@ -1,0 +1,255 @@
+"""Compiles the Triton kernels for GPUs that need not be there, and reads what they need.
+
+    python tools/analysis_tools/ahead_of_time.py [--record]
+
+It checks that tests/kernel_resources.json has every kernel as it is now, for every dtype and width
+that the package uses it with and for every architecture. Then it compiles of each kernel the one
+that needs most registers. It fails if anything differs from the file, spills registers or needs
+more shared memory than there is. With ``--record``, it first compiles what the file lacks.
+
+Triton's own binder makes the signatures, so what is compiled is what a launch would compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+# The interpreter's kernels cannot be compiled.
+os.environ.pop('TRITON_INTERPRET', None)
+
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from convnext_backbone.ops.triton_kernels.launch import Launch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kernel_plans import TYPES, WIDTHS, block_plans
+
+# Shared memory in bytes that a program may have, by architecture (CUDA programming guide,
+# "Compute capabilities").
+SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
+
+RECORD = Path(__file__).parents[2] / 'tests/kernel_resources.json'
+COMMAND = 'python tools/analysis_tools/ahead_of_time.py'
+
+CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel needs.
+
+    Attributes:
+        registers: Registers of a thread.
+        spills: Bytes of a thread's stack. The kernels have no arrays, so these are registers that
+            were spilled to memory.
+        shared: Shared memory of a program in bytes.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+
+
+class Bound(NamedTuple):
+    """The arguments of Triton's compiler.
+
+    Attributes:
+        signature: The type of each argument.
+        constants: The values of the constants.
+        attributes: What the compiler may assume, such as aligned pointers.
+        options: Options of the compiler.
+    """
+
+    signature: dict
+    constants: dict
+    attributes: dict
+    options: object
+
+
+def bind(launch: Launch, arch: int, **options: object) -> Bound:
+    """Returns what Triton would compile for a launch.
+
+    Args:
+        launch: The launch.
+        arch: The architecture: 90 for sm_90.
+        options: Further options of the compiler.
+    """
+    kernel, backend = launch.kernel, make_backend(GPUTarget('cuda', arch, 32))
+    options |= dict(num_warps=launch.num_warps)
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, _ = binder(**launch.arguments, **launch.constants, **options)
+    parsed, *rest = kernel._pack_args(backend, options, bound, specialization, options)
+    return Bound(*rest, parsed)
+
+
+def kernel_name(launch: Launch) -> str:
+    """Returns the name of the kernel's function."""
+    return launch.kernel.__name__
+
+
+def compile_key(launch: Launch) -> tuple:
+    """Returns what decides what is compiled: launches with equal keys share a kernel."""
+    bound = bind(launch, 80)
+    return kernel_name(launch), launch.num_warps, *(str(part) for part in bound[:3])
+
+
+def compile_for(launch: Launch, arch: int, **options: object) -> Resources:
+    """Compiles the kernel of a launch; the arguments are those of :func:`bind`."""
+    bound = bind(launch, arch, **options)
+    source = ASTSource(launch.kernel, bound.signature, bound.constants, bound.attributes)
+    target = GPUTarget('cuda', arch, 32)
+    compiled = triton.compile(source, target=target, options=vars(bound.options))
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(compiled.asm['cubin'])
+        file.flush()
+        command = [CUOBJDUMP, '-res-usage', file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r'(REG|STACK):(\d+)', usage)}
+    return Resources(found['REG'], found['STACK'], compiled.metadata.shared)
+
+
+def unique_launches() -> dict[str, Launch]:
+    """Returns one launch of each kernel that must be compiled, over all widths and dtypes.
+
+    Kernels whose constants hold the width itself are taken at the narrowest and the widest width
+    of every class, that is for every combination of the other constants.
+    """
+    classes: dict[tuple, list[Launch]] = {}
+    for channels in WIDTHS:
+        for types in TYPES:
+            for plan in block_plans(channels, types):
+                for launch in plan.launches:
+                    found = classes.setdefault(_class_key(launch), [launch, launch])
+                    found[1] = launch
+    return {title(launch): launch for found in classes.values() for launch in found}
+
+
+def _class_key(launch: Launch) -> tuple:
+    types = (
+        argument.dtype if isinstance(argument, Tensor) else type(argument)
+        for argument in launch.arguments.values()
+    )
+    constants = ((name, value) for name, value in launch.constants.items() if name != 'C')
+    return kernel_name(launch), launch.num_warps, *types, *constants
+
+
+def title(launch: Launch) -> str:
+    """Returns the kernel, the dtypes of its tensors and its constants in one line."""
+    dtypes = (
+        f'{name}: {str(argument.dtype).removeprefix("torch.")}'
+        for name, argument in launch.arguments.items()
+        if isinstance(argument, Tensor)
+    )
+    constants = (f'{name}={value}' for name, value in launch.constants.items())
+    parts = (', '.join(dtypes), ', '.join(constants), f'{launch.num_warps} warps')
+    return f'{kernel_name(launch)}({"; ".join(parts)})'
+
+
+def source_hash(launch: Launch) -> str:
+    """Returns a hash of the kernel's source and of all functions that it calls."""
+    module = inspect.getmodule(launch.kernel.fn)
+    for value in vars(module).values():
+        if isinstance(value, triton.JITFunction):
+            value.starting_line_number = 0  # where a kernel is in its file changes nothing
+    return launch.kernel.cache_key[:12]
+
+
+def compile_all(jobs: list[tuple[Launch, int]]) -> Iterator[Resources]:
+    """Runs :func:`compile_for` on every launch and architecture, in as many processes as cores."""
+    global _jobs
+    _jobs = jobs
+    # Kernels cannot be pickled. A forked process has them already.
+    context = multiprocessing.get_context('fork')
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        yield from pool.map(_compile_job, range(len(jobs)))
+
+
+_jobs: list[tuple[Launch, int]] = []
+
+
+def _compile_job(index: int) -> Resources:
+    return compile_for(*_jobs[index])
+
+
+def record(launches: dict[str, Launch], known: dict) -> dict:
+    """Compiles what is not known, writes the file after each kernel, and returns all of it."""
+    found = {name: known[name] for name, launch in launches.items() if _is_known(launch, known)}
+    # Kernels that compile fast come first: the others take most of an hour.
+    new = sorted(launches.keys() - found.keys(), key=lambda name: ('depthwise' in name, name))
+    jobs = [(launches[name], arch) for name in new for arch in SHARED_MEMORY]
+    results = compile_all(jobs)
+    for name in new:
+        needs = {str(arch): list(next(results)) for arch in SHARED_MEMORY}
+        found[name] = dict(source=source_hash(launches[name]), **needs)
+        lines = (f'{json.dumps(name)}: {json.dumps(found[name])}' for name in sorted(found))
+        RECORD.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+    return found
+
+
+def _is_known(launch: Launch, known: dict) -> bool:
+    return known.get(title(launch), {}).get('source') == source_hash(launch)
+
+
+def find_faults(launches: dict[str, Launch], known: dict) -> list[str]:
+    """Returns what is wrong with the file or with the kernels, in sentences."""
+    faults = [
+        f'{name} is not in {RECORD.name}, or has changed: run {COMMAND} --record'
+        for name, launch in launches.items()
+        if not _is_known(launch, known)
+    ]
+    tightest: dict[str, tuple[int, str, int]] = {}
+    for name in sorted(known.keys() & launches.keys()):
+        for arch in SHARED_MEMORY:
+            needs = Resources(*known[name][str(arch)])
+            faults += misfits(name, arch, needs)
+            kernel = kernel_name(launches[name])
+            tightest[kernel] = max(tightest.get(kernel, (0, '', 0)), (needs.registers, name, arch))
+    for _, name, arch in tightest.values():
+        needs = compile_for(launches[name], arch)
+        faults += misfits(name, arch, needs)
+        recorded = Resources(*known[name][str(arch)])
+        if needs != recorded:
+            faults.append(f'{name} on sm_{arch} needs {needs}, but the file says {recorded}')
+    return faults
+
+
+def misfits(name: str, arch: int, needs: Resources) -> list[str]:
+    """Returns in sentences what a kernel has too much of."""
+    faults = []
+    if needs.spills:
+        faults.append(f'{name} on sm_{arch} spills {needs.spills} bytes of registers')
+    if needs.shared > SHARED_MEMORY[arch]:
+        faults.append(f'{name} on sm_{arch} needs {needs.shared} bytes of shared memory')
+    return faults
+
+
+def main() -> None:
+    """Records or checks what the kernels need."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--record', action='store_true', help='compile what the file lacks')
+    args = parser.parse_args()
+    launches, known = unique_launches(), json.loads(RECORD.read_text())
+    if args.record:
+        known = record(launches, known)
+    faults = find_faults(launches, known)
+    print(*faults, f'{len(launches)} kernels, {len(faults)} faults', sep='\n')
+    sys.exit(bool(faults))
+
+
+if __name__ == '__main__':
+    main()
