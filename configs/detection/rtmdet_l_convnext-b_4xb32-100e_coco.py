@@ -5,7 +5,7 @@ _base_ = 'mmdet::rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py'
 custom_imports = dict(imports=['convnext_backbone'])
 default_hooks = dict(
     resume=dict(type='ConvNextResumeHook'),
-    layout=dict(type='ConvNextLayoutHook'),
+    setup=dict(type='ConvNextSetupHook'),
 )
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_base_22k_1k_384.pth'

@@ -18,6 +18,7 @@ test_cfg = dict(type='TestLoop')
 
 default_hooks = dict(
     resume=dict(type='ConvNextResumeHook'),
+    setup=dict(type='ConvNextSetupHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000),
     visualization=dict(type='SegVisualizationHook'),
