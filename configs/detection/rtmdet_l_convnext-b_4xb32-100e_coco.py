@@ -31,3 +31,4 @@ optim_wrapper = dict(
     ),
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
 )
+auto_scale_lr = dict(base_batch_size=128)
