@@ -14,6 +14,9 @@ from convnext_backbone.engine.coco_file import is_outside, read_coco, shortened
 # COCO's bounds of the area, in square pixels.
 SMALL, MEDIUM = 32**2, 96**2
 
+# mmdet trains on no image with a shorter side, in pixels.
+MIN_SIDE = 32
+
 # With fewer objects, a class is hardly learned.
 FEW = 10
 
@@ -137,6 +140,12 @@ def find_doubts(train: Split, val: Split) -> list[str]:
                 f'{split.name}: {split.instances["unknown"]} objects have a category_id that is '
                 'not in categories, and are left out'
             )
+    tiny = sum(min(i['width'], i['height']) < MIN_SIDE for i in train.content['images'])
+    if tiny:
+        doubts.append(
+            f'train: {tiny} images are less than {MIN_SIDE} pixels wide or high, and are left out '
+            '(min_size in filter_cfg)'
+        )
     few = [name for name in train.classes if 0 < train.instances[name] < FEW]
     if few:
         doubts.append(f'train: fewer than {FEW} objects of {shortened(few)}')
