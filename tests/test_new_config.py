@@ -55,7 +55,6 @@ def new_config(*args: object, data: dict = DETECTION) -> str:
     before, sys.argv = sys.argv, ['new_config.py', *map(str, args)]
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            sys.modules.pop('own_data.report', None)  # its console is the old stdout
             runpy.run_path(str(TOOLS / 'new_config.py'), run_name='__main__')
     finally:
         sys.argv = before

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mmengine.config import Config
-from own_data.code import Code, Setting
+from own_data.config_text import Code, Setting
 from own_data.detection_data import Split
 from own_data.recipes import (
     Recipe,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
-from own_data.code import Code, Setting
+from own_data.config_text import Code, Setting
 
 from convnext_backbone import infer_arch
 from convnext_backbone.arch import ARCHS, resolve_arch

@@ -23,7 +23,7 @@ from pycocotools import mask as coco_masks
 MAX_ROWS = 40
 ROWS, COLUMNS = 3, 4
 
-console = Console(markup=False)
+console = Console(markup=False, soft_wrap=True)
 
 
 def print_tables(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmengine.config import Config
-from own_data.code import Code, Setting
+from own_data.config_text import Code, Setting
 from own_data.detection import common_root
 from own_data.recipes import (
     Recipe,
