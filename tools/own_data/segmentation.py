@@ -60,7 +60,7 @@ def write_segmentation_config(
     weights = choose_weights(arch, weights, base)
     batch = batch or base.train_dataloader.batch_size
     root, folders = common_root(train.images, train.masks, val.images, val.masks)
-    pairs = ((train, *folders[:2], 'train_pipeline'), (val, *folders[2:], 'test_pipeline'))
+    pairs = ((train, *folders[:2]), (val, *folders[2:]))
     loaders = [
         dict(
             dataset=dict(
@@ -70,23 +70,11 @@ def write_segmentation_config(
                 img_suffix=split.suffixes[0],
                 seg_map_suffix=split.suffixes[1],
                 metainfo=dict(classes=Code('classes')),
-                pipeline=Code(pipeline),
             )
         )
-        for split, images, masks, pipeline in pairs
+        for split, images, masks in pairs
     ]
     names = tuple(f'class{i}' for i in range(count_classes(train, val)))
-    # The base's masks start at 1.
-    pipelines = [
-        Setting(
-            name,
-            Code(
-                "[\n    dict(t, reduce_zero_label=False) if 'reduce_zero_label' in t else t\n"
-                f'    for t in _base_.{name}\n]'
-            ),
-        )
-        for name in ('train_pipeline', 'test_pipeline')
-    ]
     settings = [
         Setting('_base_', base_line(path, out)),
         *checkpoint_settings(weights),
@@ -97,7 +85,6 @@ def write_segmentation_config(
             head_settings(arch, weights, base),
             f'in_channels are the channels of {", ".join(base.model.backbone.out_features)}.',
         ),
-        *pipelines,
         Setting('train_dataloader', dict(batch_size=batch, **loaders[0])),
         Setting('val_dataloader', loaders[1]),
         Setting('test_dataloader', Code('val_dataloader')),
