@@ -4,7 +4,7 @@ Importing the package has these effects:
 
 - ``ConvNextBackbone``, ``ConvNextModel`` and ``ConvNextForImageClassification`` are registered in
   mmengine's root registry ``MODELS``, ``ConvNextLayerDecayOptimWrapperConstructor`` in
-  ``OPTIM_WRAPPER_CONSTRUCTORS``, ``ConvNextResumeHook`` and ``ConvNextLayoutHook`` in ``HOOKS``
+  ``OPTIM_WRAPPER_CONSTRUCTORS``, ``ConvNextResumeHook`` and ``ConvNextSetupHook`` in ``HOOKS``
   and ``convnext_auto_wrap_policy`` in ``FUNCTIONS``.
 - mmengine's loader of local checkpoints (``load_from``, ``resume``) is replaced by one that can
   read mmengine's own checkpoints with torch 2.6 and newer. Only while it reads a file, torch's
@@ -48,8 +48,8 @@ from .checkpoint import (
 )
 from .engine import (
     ConvNextLayerDecayOptimWrapperConstructor,
-    ConvNextLayoutHook,
     ConvNextResumeHook,
+    ConvNextSetupHook,
     convnext_auto_wrap_policy,
 )
 from .extraction import FeatureExtractor
@@ -82,10 +82,10 @@ __all__ = [
     'ConvNextLayer',
     'ConvNextLayerDecayOptimWrapperConstructor',
     'ConvNextLayerNorm',
-    'ConvNextLayoutHook',
     'ConvNextModel',
     'ConvNextModelOutput',
     'ConvNextResumeHook',
+    'ConvNextSetupHook',
     'ConvNextStage',
     'FeatureExtractor',
     'LoadReport',

@@ -15,6 +15,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 
 from convnext_backbone import ConvNextBackbone
+from convnext_backbone.engine import check_model
 
 DEMO = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 CONFIGS = [DEMO, *sorted((REPO / 'configs/detection').glob('*.py'))]
@@ -134,6 +135,8 @@ def test_config_builds_in_full_with_an_optimizer_that_spares_biases_and_norms(pa
     with torch.device('meta'):
         model = MODELS.build(copy.deepcopy(cfg.model))
     assert list(reader_of_maps(cfg.model).in_channels) == model.backbone.channels
+    check_model(model, cfg)
+    assert cfg.default_hooks.setup.type == 'ConvNextSetupHook'
     # Mixed precision needs a GPU. In float32, only the type differs.
     optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}
     optimizer = build_optim_wrapper(model, optim_wrapper).optimizer

@@ -13,6 +13,7 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from convnext_backbone import ConvNextBackbone
+from convnext_backbone.engine import check_model
 
 FOLDER = REPO / 'configs/segmentation'
 DEMO = REPO / 'configs/demo/upernet_convnext-atto_shapes.py'
@@ -124,6 +125,8 @@ def test_config_of_the_docs_trains(tmp_path):
 def test_learning_rates_fall_stage_by_stage(path):
     cfg = Config.fromfile(path)
     model = build_on_meta(cfg)
+    check_model(model, cfg)
+    assert cfg.default_hooks.setup.type == 'ConvNextSetupHook'
     # Mixed precision needs a GPU. In float32, only the type differs.
     optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}
     optimizer = build_optim_wrapper(model, optim_wrapper).optimizer

@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
 from convnext_backbone.command_line import check_folder, read_config
 from convnext_backbone.engine import missing_operators
-from convnext_backbone.engine.dataset_checks import check_datasets
+from convnext_backbone.engine.setup_hook import check_datasets_once
 
 # The variable by which each launcher tells a process its rank, and how to start it.
 LAUNCHERS = {
@@ -165,7 +165,7 @@ def prepare(cfg: Config, config: str, *splits: str) -> None:
     if os.environ['LOCAL_RANK'] == '0':
         if cfg.get('load_from') and '://' not in cfg.load_from:
             read_checkpoint(cfg.load_from)
-        warnings = check_datasets(cfg, splits)
+        warnings = check_datasets_once(cfg, splits)
         for warning in filter(None, [missing_operators(get_device()), *warnings]):
             warn(warning)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():

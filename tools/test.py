@@ -18,6 +18,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from convnext_backbone.command_line import check_file, check_folder, usage_errors, whole_file
+from convnext_backbone.engine import check_model
 
 
 class DumpSegments(DumpResults):
@@ -113,6 +114,7 @@ def main() -> None:
         prepare(cfg, args.config, 'test')
     with usage_errors(parser, of_checkers=True):
         runner = Runner.from_cfg(cfg)
+        check_model(runner.model, cfg)
         check_checkpoint(args.checkpoint, runner)
     writes = args.out and is_main_process()
     with whole_file(args.out) if writes else nullcontext(args.out) as out:

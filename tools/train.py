@@ -13,7 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from convnext_backbone.command_line import usage_errors
-from convnext_backbone.engine import resume_from
+from convnext_backbone.engine import check_model, resume_from
 
 
 def enable_amp(cfg: Config) -> None:
@@ -59,6 +59,8 @@ def main() -> None:
     with usage_errors(parser, of_checkers=True):
         # Strategies such as FSDP need runner_type='FlexibleRunner'.
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        if isinstance(runner, Runner):
+            check_model(runner.model, cfg)
     runner.train()
 
 

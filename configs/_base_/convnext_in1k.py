@@ -105,5 +105,6 @@ auto_scale_lr = dict(base_batch_size=4096, enable=False)
 custom_hooks = [dict(type='EMAHook', momentum=1e-4)]
 default_hooks = dict(
     resume=dict(type='ConvNextResumeHook'),
+    setup=dict(type='ConvNextSetupHook', from_scratch=True),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
 )

@@ -1,7 +1,7 @@
-# mmdet's runtime settings, with hooks for exact resuming and against unsupported memory layouts.
+# mmdet's runtime settings, with hooks for exact resuming and checks of data and model.
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 default_hooks = dict(
     resume=dict(type='ConvNextResumeHook'),
-    layout=dict(type='ConvNextLayoutHook'),
+    setup=dict(type='ConvNextSetupHook'),
 )

@@ -108,6 +108,7 @@ param_scheduler = [
 ]
 
 default_hooks = dict(
+    setup=dict(from_scratch=True),
     logger=dict(interval=10),
     checkpoint=dict(interval=max_epochs),
 )

@@ -89,6 +89,7 @@ param_scheduler = [
 
 default_hooks = dict(
     resume=dict(type='ConvNextResumeHook'),
+    setup=dict(type='ConvNextSetupHook', from_scratch=True),
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', interval=max_epochs),
     visualization=dict(type='SegVisualizationHook'),

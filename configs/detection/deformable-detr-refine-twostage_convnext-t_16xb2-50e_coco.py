@@ -5,7 +5,7 @@ _base_ = 'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_c
 custom_imports = dict(imports=['convnext_backbone'])
 default_hooks = dict(
     resume=dict(type='ConvNextResumeHook'),
-    layout=dict(type='ConvNextLayoutHook'),
+    setup=dict(type='ConvNextSetupHook'),
 )
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'

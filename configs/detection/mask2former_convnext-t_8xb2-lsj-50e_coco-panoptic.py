@@ -5,7 +5,7 @@ _base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'
 custom_imports = dict(imports=['convnext_backbone'])
 default_hooks = dict(
     resume=dict(type='ConvNextResumeHook'),
-    layout=dict(type='ConvNextLayoutHook'),
+    setup=dict(type='ConvNextSetupHook'),
 )
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'

@@ -5,7 +5,7 @@ _base_ = 'mmdet::rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py'
 custom_imports = dict(imports=['convnext_backbone'])
 default_hooks = dict(
     resume=dict(type='ConvNextResumeHook'),
-    layout=dict(type='ConvNextLayoutHook'),
+    setup=dict(type='ConvNextSetupHook'),
 )
 
 checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_base_22k_1k_384.pth'
@@ -31,3 +31,4 @@ optim_wrapper = dict(
     ),
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
 )
+auto_scale_lr = dict(base_batch_size=128)

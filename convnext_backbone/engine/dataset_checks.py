@@ -8,8 +8,6 @@ noticed when its turn comes, possibly after days.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,20 +16,13 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
+from .coco_file import is_outside, read_coco, shortened
+from .model_checks import check_classes
+
 SPLITS = ('train', 'val', 'test')
 
 # Of more images, this many, evenly spread, are looked up.
 MAX_LOOKUPS = 10_000
-
-# Boxes may reach this far outside of the image, in pixels: files round coordinates.
-TOLERANCE = 1
-
-# What mmdet reads of each object and image.
-BOX_KEYS = ('image_id', 'category_id', 'bbox', 'area')
-IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
-
-# Heads that do not predict the classes of the dataset.
-OTHER_HEADS = ('rpn_head', 'semantic_head')
 
 
 def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
@@ -70,11 +61,11 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
         first, others = next(iter(classes.items()))
         if names != others:
             raise ValueError(
-                f'the classes of {first} and {split} differ, {_short(others)} and {_short(names)}: '
-                'set the same metainfo.classes in both'
+                f'the classes of {first} and {split} differ, {shortened(others)} and '
+                f'{shortened(names)}: set the same metainfo.classes in both'
             )
     if classes:
-        _check_heads(cfg.get('model') or {}, len(others), 'model')
+        check_classes(cfg.get('model') or {}, len(others))
     return list(dict.fromkeys(warnings))
 
 
@@ -117,37 +108,16 @@ def _check_dataset(dataset: BaseDataset, pipeline: Sequence[Mapping]) -> list[st
     # Subclasses that read other formats replace this method.
     if type(dataset).load_data_list.__qualname__ != 'CocoDataset.load_data_list':
         return []
-    content = _read_json(dataset.ann_file, backend)
+    content = read_coco(dataset.ann_file, backend)
     _check_images(dataset, content['images'], backend)
     _check_classes(dataset, content['categories'])
     return _check_objects(dataset, content, loading)
 
 
-def _read_json(path: str, backend: dict | None) -> dict:
-    try:
-        content = json.loads(fileio.get_text(path, backend_args=backend))
-    except ValueError as error:
-        raise ValueError(f'{path} is not a complete JSON file ({error}): write it again') from error
-    found = content if isinstance(content, dict) else {}
-    lacking = [key for key in ('images', 'categories') if key not in found]
-    if lacking:
-        raise ValueError(f'{path} has no {" and no ".join(lacking)}: it must be in COCO format')
-    return found
-
-
 def _check_images(dataset: BaseDataset, images: list[dict], backend: dict | None) -> None:
-    path = dataset.ann_file
-    if not images:
-        raise ValueError(f'{path} lists no images: there is nothing to train or test on')
-    for image in images:
-        lacking = [key for key in IMAGE_KEYS if key not in image]
-        if lacking:
-            raise ValueError(f'{path} has an image without {", ".join(lacking)}: {image}')
-    if len({image['id'] for image in images}) < len(images):
-        raise ValueError(f'{path} uses an image id twice: each image needs its own')
     folder = dataset.data_prefix.get('img', '')
     paths = [fileio.join_path(folder, image['file_name']) for image in images]
-    _check_files(paths, path, backend)
+    _check_files(paths, dataset.ann_file, backend)
 
 
 def _check_files(paths: Sequence[str], source: str, backend: dict | None) -> None:
@@ -172,28 +142,25 @@ def _check_classes(dataset: BaseDataset, categories: list[dict]) -> None:
     path, classes = dataset.ann_file, dataset.metainfo.get('classes')
     if isinstance(classes, str) or not classes:
         raise ValueError(f'metainfo.classes must be a tuple of names, got {classes!r}')
-    nameless = [category for category in categories if not {'id', 'name'} <= category.keys()]
-    if nameless:
-        raise ValueError(f'{path} has a category without id or name: {nameless[0]}')
     names = [category['name'] for category in categories]
     lacking = [name for name in classes if name not in names]
     if lacking:
         raise ValueError(
-            f'{path} has no category {_short(lacking)}, it has {_short(names)}: '
+            f'{path} has no category {shortened(lacking)}, it has {shortened(names)}: '
             'set metainfo.classes to its categories'
         )
     ordered = [name for name in names if name in classes]
     if ordered != list(classes):
         raise ValueError(
             f'metainfo.classes has another order than the categories of {path}, which decide the '
-            f'labels: set metainfo.classes to {_short(ordered)}'
+            f'labels: set metainfo.classes to {shortened(ordered)}'
         )
 
 
 def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> list[str]:
     """Checks annotations against images and classes; returns warnings."""
     path, classes = dataset.ann_file, set(dataset.metainfo['classes'])
-    objects = content.get('annotations') or []
+    objects = content['annotations']
     if any('segments_info' in entry for entry in objects):  # panoptic: no boxes of its own
         return []
     names = {category['id']: category['name'] for category in content['categories']}
@@ -203,15 +170,10 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
     for entry in objects:
         if entry.get('ignore'):
             continue
-        lacking = [key for key in BOX_KEYS if key not in entry]
         if loading.get('with_mask') and not entry.get('segmentation'):
-            lacking.append('segmentation')
-        if lacking:
-            raise ValueError(f'{path}: annotation {entry.get("id")} has no {", ".join(lacking)}')
-        if not _is_box(entry['bbox']):
             raise ValueError(
-                f'{path}: the bbox of annotation {entry.get("id")} must be [x, y, width, height], '
-                f'got {entry["bbox"]}'
+                f'{path}: annotation {entry.get("id")} has no segmentation, which the masks need: '
+                'choose a detector without masks, or annotate it'
             )
         if entry['image_id'] not in sizes:
             unlisted.append(entry)
@@ -222,18 +184,18 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
             empty.append(entry)
         else:
             kept += 1
-            if _is_outside(entry['bbox'], *sizes[entry['image_id']]):
+            if is_outside(entry['bbox'], *sizes[entry['image_id']]):
                 outside.append(entry)
     if not kept and not dataset.test_mode:
         raise ValueError(
-            f'{path} has {len(objects)} annotations, but none of the classes {_short(classes)} on '
-            'its images: training would learn nothing; check metainfo.classes and ann_file'
+            f'{path} has {len(objects)} annotations, but none of the classes {shortened(classes)} '
+            'on its images: training would learn nothing; check metainfo.classes and ann_file'
         )
     warnings = []
     if left_out:
         warnings.append(
             f'{path}: {sum(left_out.values())} of {len(objects)} annotations are left out, their '
-            f'categories are not in metainfo.classes: {_short(left_out)}'
+            f'categories are not in metainfo.classes: {shortened(left_out)}'
         )
     kinds = (
         (unlisted, 'are left out, their images are not listed'),
@@ -249,17 +211,6 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
     return warnings
 
 
-def _is_box(box: object) -> bool:
-    numbers = [v for v in box if isinstance(v, (int, float))] if isinstance(box, list) else []
-    return len(numbers) == 4 and all(map(math.isfinite, numbers))
-
-
-def _is_outside(box: Sequence[float], width: int, height: int) -> bool:
-    x, y, w, h = box
-    low, right, bottom = -TOLERANCE, width + TOLERANCE, height + TOLERANCE
-    return x < low or y < low or x + w > right or y + h > bottom
-
-
 def _check_evaluators(evaluators: Mapping | Sequence[Mapping]) -> None:
     for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
         path = evaluator.get('ann_file')
@@ -267,30 +218,6 @@ def _check_evaluators(evaluators: Mapping | Sequence[Mapping]) -> None:
             raise FileNotFoundError(f'no annotation file {path}: check ann_file of the evaluator')
 
 
-def _check_heads(model: object, count: int, path: str) -> None:
-    """Compares the number of classes of all heads in a model's config with that of the data."""
-    if isinstance(model, (list, tuple)):
-        for i, part in enumerate(model):
-            _check_heads(part, count, f'{path}[{i}]')
-    elif isinstance(model, Mapping):
-        name = path.rpartition('.')[2].partition('[')[0]
-        is_head = name.endswith('head') and name not in OTHER_HEADS
-        for key in ('num_classes', 'num_labels'):
-            if (is_head or key == 'num_labels') and model.get(key, count) != count:
-                raise ValueError(
-                    f'{path}.{key} is {model[key]}, but the datasets have {count} classes: '
-                    f'set {path}.{key}={count}, or other metainfo.classes'
-                )
-        for key, part in model.items():
-            _check_heads(part, count, f'{path}.{key}')
-
-
 def _folders(dataset: BaseDataset) -> str:
     prefixes = [value for value in (dataset.data_prefix or {}).values() if value]
     return ', '.join(prefixes) or str(dataset.data_root)
-
-
-def _short(names: Sequence[str] | set[str] | Mapping[str, object]) -> str:
-    """A list of names, cut after the tenth."""
-    listed = [str(name) for name in names]
-    return ', '.join(listed[:10]) + (f' and {len(listed) - 10} more' if len(listed) > 10 else '')

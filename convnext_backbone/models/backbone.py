@@ -203,7 +203,7 @@ class ConvNextBackbone(ConvNextBase):
                 'contiguous in NCHW, so this is safe if the backbone was moved alone: '
                 'model.backbone.to(memory_format=torch.channels_last). If the neck was also moved, '
                 "its feature maps are channels_last, and mmcv's RoIAlign reads those wrongly "
-                'without an error: losses decrease, but AP stays 0. ConvNextLayoutHook stops such '
+                'without an error: losses decrease, but AP stays 0. ConvNextSetupHook stops such '
                 'runs, and convnext_backbone.engine.check_layout(detector) such predictions.',
                 stacklevel=3,
             )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 from torch import nn
 
 from ..models.backbone import is_channels_last
@@ -42,18 +39,3 @@ def check_layout(model: nn.Module) -> None:
             'model.backbone.to(memory_format=torch.channels_last), or undo it with '
             'model.to(memory_format=torch.contiguous_format)'
         )
-
-
-@HOOKS.register_module()
-class ConvNextLayoutHook(Hook):
-    """Runs :func:`check_layout` before training, validation and test.
-
-    In a config: ``default_hooks = dict(layout=dict(type='ConvNextLayoutHook'))``, which is merged
-    with the other hooks.
-    """
-
-    def before_train(self, runner: Runner) -> None:
-        """Checks the model."""
-        check_layout(runner.model)
-
-    before_val = before_test = before_train

@@ -1,0 +1,97 @@
+"""Annotation files in COCO's format: reads them, and refuses what would fail later."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmengine import fileio
+
+# What mmdet reads of each object and image.
+BOX_KEYS = ('image_id', 'category_id', 'bbox', 'area')
+IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
+
+# Boxes may reach this far outside of the image, in pixels: files round coordinates.
+TOLERANCE = 1
+
+
+def read_coco(path: str | Path, backend_args: dict | None = None) -> dict:
+    """Reads an annotation file and checks its entries.
+
+    Args:
+        path: File or address.
+        backend_args: As in mmengine's ``fileio``. Default: None, by the prefix of the path.
+
+    Returns:
+        Its content, with the lists ``images``, ``categories`` and ``annotations``; the last one is
+        empty if the file has none, and may hold entries that mmdet ignores.
+
+    Raises:
+        ValueError: If the file is damaged, has another format, no images or an image id twice, or
+            if an image, a category or an object lacks what mmdet reads of it.
+    """
+    try:
+        content = json.loads(fileio.get_text(path, backend_args=backend_args))
+    except ValueError as error:
+        raise ValueError(f'{path} is not a complete JSON file ({error}): write it again') from error
+    found = content if isinstance(content, dict) else {}
+    lacking = [key for key in ('images', 'categories') if key not in found]
+    if lacking:
+        raise ValueError(f'{path} has no {" and no ".join(lacking)}: it must be in COCO format')
+    found['annotations'] = found.get('annotations') or []
+    for key in ('images', 'categories', 'annotations'):
+        if not isinstance(found[key], list) or not all(isinstance(e, dict) for e in found[key]):
+            raise ValueError(f'{path}: {key} must be a list of dicts, as in COCO format')
+    _check_images(path, found['images'])
+    nameless = [entry for entry in found['categories'] if not {'id', 'name'} <= entry.keys()]
+    if nameless:
+        raise ValueError(f'{path} has a category without id or name: {nameless[0]}')
+    # Those of panoptic files have no boxes of their own.
+    if not any('segments_info' in entry for entry in found['annotations']):
+        _check_objects(path, found['annotations'])
+    return found
+
+
+def is_outside(box: Sequence[float], width: int, height: int) -> bool:
+    """Whether a box ``[x, y, width, height]`` reaches outside of its image."""
+    x, y, w, h = box
+    low, right, bottom = -TOLERANCE, width + TOLERANCE, height + TOLERANCE
+    return x < low or y < low or x + w > right or y + h > bottom
+
+
+def shortened(names: Sequence[str] | set[str] | Mapping[str, object]) -> str:
+    """A list of names as text, cut after the tenth."""
+    listed = [str(name) for name in names]
+    return ', '.join(listed[:10]) + (f' and {len(listed) - 10} more' if len(listed) > 10 else '')
+
+
+def _check_images(path: str | Path, images: list[dict]) -> None:
+    if not images:
+        raise ValueError(f'{path} lists no images: there is nothing to train or test on')
+    for image in images:
+        lacking = [key for key in IMAGE_KEYS if key not in image]
+        if lacking:
+            raise ValueError(f'{path} has an image without {", ".join(lacking)}: {image}')
+    if len({image['id'] for image in images}) < len(images):
+        raise ValueError(f'{path} uses an image id twice: each image needs its own')
+
+
+def _check_objects(path: str | Path, objects: list[dict]) -> None:
+    for entry in objects:
+        if entry.get('ignore'):
+            continue
+        lacking = [key for key in BOX_KEYS if key not in entry]
+        if lacking:
+            raise ValueError(f'{path}: annotation {entry.get("id")} has no {", ".join(lacking)}')
+        if not _is_box(entry['bbox']):
+            raise ValueError(
+                f'{path}: the bbox of annotation {entry.get("id")} must be [x, y, width, height], '
+                f'got {entry["bbox"]}'
+            )
+
+
+def _is_box(box: object) -> bool:
+    numbers = [v for v in box if isinstance(v, (int, float))] if isinstance(box, list) else []
+    return len(numbers) == 4 and all(map(math.isfinite, numbers))
