@@ -6,6 +6,7 @@ _base_ = [
 ]
 
 classes = ('circle', 'square', 'triangle')
+metainfo = dict(classes=classes, palette=[(213, 94, 0), (0, 114, 178), (0, 158, 115)])
 norm_cfg = dict(type='GN', num_groups=8)
 
 model = dict(
@@ -63,7 +64,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
-        metainfo=dict(classes=classes),
+        metainfo=metainfo,
         filter_cfg=dict(filter_empty_gt=True),
         pipeline=train_pipeline,
     ),
@@ -78,7 +79,7 @@ val_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/instances_val.json',
         data_prefix=dict(img='val/'),
-        metainfo=dict(classes=classes),
+        metainfo=metainfo,
         test_mode=True,
         pipeline=test_pipeline,
     ),

@@ -7,7 +7,7 @@ _base_ = [
 
 metainfo = dict(
     classes=('background', 'circle', 'square', 'triangle'),
-    palette=[[64, 64, 64], [230, 60, 60], [60, 200, 60], [80, 80, 240]],
+    palette=[[64, 64, 64], [213, 94, 0], [0, 114, 178], [0, 158, 115]],
 )
 
 crop_size = (128, 128)  # the whole image

@@ -3,10 +3,10 @@
 python tools/dataset_converters/make_shapes_dataset.py OUT --train 200 --val 40 --size 128 --seed 0
 
 Every image has one to three circles, squares and triangles on a noisy grey background. They do not
-overlap, and each class has its own range of hues. OUT has COCO's layout: ``train/``, ``val/`` and
-``annotations/instances_{train,val}.json`` with boxes and polygons. For mmseg, ``masks/{train,val}``
-has one mask per image, with the same name: 0 is background, 1 to 3 are the classes. The same
-arguments give the same dataset.
+overlap. Their colours are random: only the form tells the class. OUT has COCO's layout: ``train/``,
+``val/`` and ``annotations/instances_{train,val}.json`` with boxes and polygons. For mmseg,
+``masks/{train,val}`` has one mask per image, with the same name: 0 is background, 1 to 3 are the
+classes. The same arguments give the same dataset.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import cv2
 import numpy as np
 from rich.progress import track
 
-# Number of corners of each class's regular polygon, and its hue in degrees.
-CLASSES = {'circle': (32, 0), 'square': (4, 120), 'triangle': (3, 240)}
-HUE_SPREAD = 25
+# Number of corners of each class's regular polygon.
+CLASSES = {'circle': 32, 'square': 4, 'triangle': 3}
 SMALLEST_SIZE = 32
 
 
@@ -61,7 +61,7 @@ def sample_shapes(rng: np.random.Generator, size: int, wanted: int) -> list[Shap
         if any(np.hypot(*(centre - other)) < radius + r for other, r in placed):
             continue
         name = rng.choice(list(CLASSES)).item()
-        count = CLASSES[name][0]
+        count = CLASSES[name]
         angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(count) / count
         corners = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         shapes.append(Shape(name, corners.round(2)))
@@ -73,8 +73,7 @@ def draw(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray
     """Paints the shapes in BGR, ``(size, size, 3)`` uint8."""
     image = np.full((size, size, 3), rng.uniform(80, 176), np.float32)
     for shape in shapes:
-        hue = (CLASSES[shape.name][1] + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 360 / 360
-        rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
+        rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
         fill(image, shape, [255 * c for c in reversed(rgb)], cv2.LINE_AA)
     image += rng.normal(0, 12, image.shape)
     return image.clip(0, 255).astype(np.uint8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import numpy as np
 from make_shapes_dataset import CLASSES, draw, main, sample_shapes, write_image
 from rich.progress import track

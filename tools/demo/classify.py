@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import cv2
 import torch
 from mmengine.config import Config

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from figures import draw_curve, draw_instances, draw_segments
+import check_environment  # noqa: F401
+from figures import draw_curve, draw_instances, draw_predictions, draw_segments
 from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
@@ -42,7 +43,7 @@ class Task:
         minimum: Scores that the validation images must reach, between 0 and 1.
         perfect: The framework's value for a perfect score.
         curves: Names of the metrics in the training figure.
-        draw: Draws a runner's predictions to a file.
+        draw: Draws one prediction.
     """
 
     config: str
@@ -53,7 +54,7 @@ class Task:
     minimum: dict[str, float]
     perfect: float
     curves: tuple[str, ...]
-    draw: Callable[[Runner, Path], None]
+    draw: Callable
 
 
 TASKS = {
@@ -136,7 +137,8 @@ def main() -> None:
     metrics = runner.test()
     scores = {name: metrics[key] / task.perfect for name, key in task.metrics.items()}
     predictions, curve = (Path(cfg.work_dir) / name for name in ('predictions.png', 'curve.png'))
-    task.draw(runner, predictions)
+    pictures = predictions.with_suffix('')
+    draw_predictions(runner, task.draw, pictures, predictions)
     draw_curve(
         Path(runner.log_dir) / 'vis_data/scalars.json',
         len(runner.train_dataloader),
@@ -146,7 +148,7 @@ def main() -> None:
     )
 
     print_results(task, scores, seconds)
-    print(f'{predictions}\n{curve}')
+    print(f'{predictions}\n{pictures}/\n{curve}')
     missed = [name for name, minimum in task.minimum.items() if scores[name] < minimum]
     if missed:
         sys.exit(f'The model has not learned: {", ".join(missed)} below the minimum.')

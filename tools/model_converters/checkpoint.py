@@ -14,6 +14,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import torch
 from rich.console import Console
 from rich.table import Table
