@@ -13,7 +13,8 @@ NEEDS = {
         *('test_checkpoint_entry_points.py', 'test_classification_training.py'),
         *('test_complexity.py', 'test_configs.py'),
         *('test_dataset_checks.py', 'test_detection_configs.py', 'test_distributed.py'),
-        *('test_image_folder.py', 'test_resuming.py', 'test_segmentation_configs.py'),
+        *('test_image_folder.py', 'test_packaging.py', 'test_resuming.py'),
+        'test_segmentation_configs.py',
         *('test_segmentation_training.py', 'test_shapes_dataset.py', 'test_training.py'),
     ),
     'transformers': (

@@ -19,7 +19,7 @@ ORDER = ('arch', 'ops', 'checkpoint', 'models', 'engine', 'data')
 # The same inside of models.
 MODELS_ORDER = (
     *('checks', 'fusion', 'drop_path', 'norms', 'blocks', 'encoder', 'base'),
-    *('out_features', 'backbone', 'model', 'losses', 'classifier'),
+    *('out_features', 'freezing', 'backbone', 'model', 'losses', 'classifier'),
 )
 
 MODULES = sorted(PACKAGE.rglob('*.py'))

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from convnext_backbone.command_line import check_folder, usage_errors
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / 'configs/demo'
 GENERATOR = REPO / 'tools/dataset_converters/make_shapes_dataset.py'
 
@@ -44,6 +44,7 @@ class Task:
         perfect: The framework's value for a perfect score.
         curves: Names of the metrics in the training figure.
         draw: Draws one prediction.
+        own_data: Arguments of ``tools/new_config.py`` for the user's own data.
     """
 
     config: str
@@ -55,6 +56,7 @@ class Task:
     perfect: float
     curves: tuple[str, ...]
     draw: Callable
+    own_data: str
 
 
 TASKS = {
@@ -73,6 +75,7 @@ TASKS = {
         perfect=1,
         curves=('box mAP', 'mask mAP'),
         draw=draw_instances,
+        own_data='--train ANN.json IMAGES --val ANN.json IMAGES --arch tiny --head mask-rcnn',
     ),
     'segmentation': Task(
         config='upernet_convnext-atto_shapes.py',
@@ -84,6 +87,7 @@ TASKS = {
         perfect=100,
         curves=('mIoU',),
         draw=draw_segments,
+        own_data='--task segmentation --train IMAGES MASKS --val IMAGES MASKS --head upernet',
     ),
 }
 
@@ -105,6 +109,27 @@ def print_results(task: Task, scores: dict[str, float], seconds: float) -> None:
         table.add_row(name, f'{score:.3f}', minimum)
     table.add_row('training', f'{int(seconds) // 60} min {int(seconds) % 60:02d} s', '')
     Console().print(table)
+
+
+def print_next_steps(task: Task, checkpoint: str, work_dir: str) -> None:
+    """Prints the commands that a user needs next."""
+    python, tools = shorten(sys.executable), shorten(REPO / 'tools')
+    config = shorten(CONFIGS / task.config)
+    print(
+        'Next:\n'
+        '  # evaluate a checkpoint and draw its predictions\n'
+        f'  {python} {tools}/test.py {config} {shorten(checkpoint)} --show-dir {work_dir}/test\n'
+        '  # write a config for your own data\n'
+        f'  {python} {tools}/new_config.py {task.own_data} my_config.py\n'
+        '  # train it\n'
+        f'  {python} {tools}/train.py my_config.py'
+    )
+
+
+def shorten(path: str | Path) -> Path:
+    """Makes a path relative to the current folder, if it is below."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def main() -> None:
@@ -133,7 +158,8 @@ def main() -> None:
     seconds = time.perf_counter() - started
 
     # Tests the saved checkpoint instead of the model in memory: users load the checkpoint.
-    runner.load_checkpoint(find_latest_checkpoint(cfg.work_dir))
+    checkpoint = find_latest_checkpoint(cfg.work_dir)
+    runner.load_checkpoint(checkpoint)
     metrics = runner.test()
     scores = {name: metrics[key] / task.perfect for name, key in task.metrics.items()}
     predictions, curve = (Path(cfg.work_dir) / name for name in ('predictions.png', 'curve.png'))
@@ -152,6 +178,7 @@ def main() -> None:
     missed = [name for name, minimum in task.minimum.items() if scores[name] < minimum]
     if missed:
         sys.exit(f'The model has not learned: {", ".join(missed)} below the minimum.')
+    print_next_steps(task, checkpoint, cfg.work_dir)
 
 
 if __name__ == '__main__':
