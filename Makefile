@@ -17,7 +17,7 @@ ON_CPU := CUDA_VISIBLE_DEVICES=
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-$(VENV)/ready: requirements/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pyproject.toml
+$(VENV)/ready: requirements/setup_env.sh $(wildcard requirements/*.txt) setup.cfg setup.py pyproject.toml
 	requirements/setup_env.sh $(VENV) $(STACK)
 	touch $@
 

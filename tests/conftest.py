@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 NEEDS = {
     'mmdet': (
         *('test_checkpoint_entry_points.py', 'test_classification_training.py'),
-        *('test_complexity.py', 'test_configs.py'),
+        *('test_classify.py', 'test_complexity.py', 'test_configs.py', 'test_figures.py'),
         *('test_dataset_checks.py', 'test_detection_configs.py', 'test_distributed.py'),
         *('test_image_folder.py', 'test_packaging.py', 'test_resuming.py'),
         'test_segmentation_configs.py',
@@ -20,8 +20,8 @@ NEEDS = {
     'transformers': (
         *('test_benchmark.py', 'test_checkpoint_audit.py', 'test_checkpoint_formats.py'),
         *('test_checkpoint_sources.py', 'test_checkpoint_tool.py', 'test_checkpoint_variants.py'),
-        *('test_classifier.py', 'test_corruptions.py', 'test_hf_config.py', 'test_ops.py'),
-        'test_parity.py',
+        *('test_classifier.py', 'test_classify.py', 'test_corruptions.py'),
+        *('test_hf_config.py', 'test_ops.py', 'test_parity.py'),
     ),
 }
 collect_ignore = [

@@ -367,6 +367,7 @@ COMMANDS = [
     train('no such checkpoint: none.pth', '--resume', 'none.pth'),
     train('text.pth is truncated or damaged', '--resume', 'text.pth'),
     train('--amp needs', '--amp', OPTIONS, 'optim_wrapper.type=ApexOptimWrapper'),
+    *([] if torch.cuda.is_available() else [train('needs a GPU, .*: leave out --amp', '--amp')]),
     train('no annotation file data/shapes/annotations/instances_train.json: check data_root'),
     train('set it to the folder with the classes', config=CLASSIFICATION),
     tool('test.py', 'no such checkpoint: none.pth', DETECTION, 'none.pth'),
@@ -385,6 +386,16 @@ COMMANDS = [
     tool(CHECKPOINT, 'no such folder', 'convert', 'text.pth', 'none/x.pth', '--to', 'hf'),
     tool(CHECKPOINT, 'is a folder: give the', 'convert', 'text.pth', '.', '--to', 'hf'),
     tool(CHECKPOINT, 'is the input', 'convert', 'text.pth', 'text.pth', '--to', 'hf'),
+    tool(
+        CHECKPOINT,
+        r'x.txt must end in .safetensors, .*tells',
+        'convert',
+        'a',
+        'x.txt',
+        '--to',
+        'hf',
+    ),
+    tool(CHECKPOINT, 'empty.pth exists: .* --force', 'convert', 'a', 'empty.pth', '--to', 'hf'),
     tool(BENCHMARK, '--arch takes atto', '--arch', 'x'),
     tool(BENCHMARK, '--size must be at least 32 32', '--size', 16, 64),
     tool(BENCHMARK, 'must be at least 1', '--batch', 0),
@@ -392,6 +403,7 @@ COMMANDS = [
     tool(BENCHMARK, 'is a file: choose', '--json', 'file/x.json'),
     tool(BENCHMARK, 'must end in .png', '--plot', 'x.foo'),
     tool(BENCHMARK, '--peers takes hf', '--peers', 'x'),
+    tool(COMPLEXITY, 'the following arguments are required: CONFIG'),
     tool(COMPLEXITY, 'no such config: none.py', 'none.py'),
     tool(COMPLEXITY, 'empty.py has no model', 'empty.py'),
     tool(COMPLEXITY, '--shape must be positive', CLASSIFICATION, '--shape', 0, 0),
@@ -412,6 +424,7 @@ COMMANDS = [
         *(CLASSIFY, 'the config of a MaskRCNN, not of a ConvNextForImageClassification: choose'),
         *('file', '--checkpoint', 'text.pth', '--config', DETECTION),
     ),
+    tool(CLASSIFY, 'a ConvNextBackbone by its config.json', 'file', '--checkpoint', 'model'),
     tool(SHAPES, 'each split needs at least 1 image', 'out', '--train', 0),
     tool(SHAPES, 'at least 32 pixels, got 16', 'out', '--size', 16),
     tool(SHAPES, 'must not be negative', 'out', '--seed', -1),
@@ -432,6 +445,8 @@ def test_bad_calls_are_refused(call, error, message, tmp_path, monkeypatch, caps
     for name in ('file', 'empty.py', 'empty.pth'):
         Path(name).touch()
     Path('text.pth').write_text('no checkpoint')
+    Path('model').mkdir()
+    Path('model/config.json').write_text('{"architectures": ["ConvNextBackbone"]}')
     Path('broken.py').write_text('model = dict(\n')
     before = sorted(os.listdir())
     if error is not SystemExit:

@@ -69,11 +69,21 @@ def sample_shapes(rng: np.random.Generator, size: int, wanted: int) -> list[Shap
     return shapes
 
 
-def draw(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray:
-    """Paints the shapes in BGR, ``(size, size, 3)`` uint8."""
+def draw(
+    rng: np.random.Generator, shapes: list[Shape], size: int, hues: dict[str, tuple] | None = None
+) -> np.ndarray:
+    """Paints the shapes in BGR, ``(size, size, 3)`` uint8.
+
+    Args:
+        rng: Source of the colours and the noise.
+        shapes: What to paint.
+        size: Side of the image in pixels.
+        hues: Lowest and highest hue of each class, in turns. Default: None, all hues.
+    """
     image = np.full((size, size, 3), rng.uniform(80, 176), np.float32)
     for shape in shapes:
-        rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
+        hue = rng.uniform(*hues[shape.name]) if hues else rng.uniform()
+        rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
         fill(image, shape, [255 * c for c in reversed(rgb)], cv2.LINE_AA)
     image += rng.normal(0, 12, image.shape)
     return image.clip(0, 255).astype(np.uint8)
