@@ -424,7 +424,6 @@ COMMANDS = [
         *(CLASSIFY, 'the config of a MaskRCNN, not of a ConvNextForImageClassification: choose'),
         *('file', '--checkpoint', 'text.pth', '--config', DETECTION),
     ),
-    tool(CLASSIFY, 'a ConvNextBackbone by its config.json', 'file', '--checkpoint', 'model'),
     tool(SHAPES, 'each split needs at least 1 image', 'out', '--train', 0),
     tool(SHAPES, 'at least 32 pixels, got 16', 'out', '--size', 16),
     tool(SHAPES, 'must not be negative', 'out', '--seed', -1),
@@ -445,8 +444,6 @@ def test_bad_calls_are_refused(call, error, message, tmp_path, monkeypatch, caps
     for name in ('file', 'empty.py', 'empty.pth'):
         Path(name).touch()
     Path('text.pth').write_text('no checkpoint')
-    Path('model').mkdir()
-    Path('model/config.json').write_text('{"architectures": ["ConvNextBackbone"]}')
     Path('broken.py').write_text('model = dict(\n')
     before = sorted(os.listdir())
     if error is not SystemExit:

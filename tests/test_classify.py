@@ -4,8 +4,10 @@ import json
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from helpers import SMALL, randomize, run_tool
+from hugging_face import read_model_folder
 from transformers import ConvNextConfig
 from transformers import ConvNextForImageClassification as Reference
 
@@ -37,3 +39,10 @@ def test_classify_follows_the_configs_of_hugging_face(tmp_path):
     assert 0.001 < probabilities.min() < 0.3
     output = run_tool('demo/classify.py', 'image.png', '--checkpoint', 'model', cwd=tmp_path)
     assert output.splitlines()[-3:] == expected
+
+
+@pytest.mark.parametrize('described', [{'architectures': ['DetrForObjectDetection']}, {'a': 1}])
+def test_other_models_of_hugging_face_are_refused(described, tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r'holds a .* by its config\.json, not a classifier'):
+        read_model_folder(tmp_path)

@@ -69,4 +69,5 @@ def test_labels_are_inside_of_the_picture(drawn):
     for text in axis.texts:
         box = text.get_window_extent()
         assert inside.y0 <= box.y0 < box.y1 <= inside.y1
+        assert inside.x0 <= box.x0 < box.x1 <= inside.x1
         assert text.get_fontsize() >= 9

@@ -64,10 +64,12 @@ def _outline(axis: Axes, instances: InstanceData, meta: dict, left: int) -> None
         text = meta['classes'][label]
         if 'scores' in instances:
             text += f' {instances.scores[i]:.2f}'
-        above = y > 10  # pixels, the height of a label
+        # A label stays inside of its image.
+        is_high, is_right = y < 10, x + right > masks.shape[2]
         axis.text(
-            *(left + x, y if above else bottom, text),
-            va='bottom' if above else 'top',
+            *(left + (right if is_right else x), bottom if is_high else y, text),
+            ha='right' if is_right else 'left',
+            va='top' if is_high else 'bottom',
             color='white',
             fontsize=9,
             weight='bold',
