@@ -2,7 +2,7 @@
 
 python tools/dataset_converters/make_shapes_dataset.py OUT --train 440 --val 40 --size 128 --seed 0
 
-Every image has one to three circles, squares and triangles on a noisy grey background. They do not
+Every image has one to three circles, squares and triangles on a noisy dark background. They do not
 overlap. They are upright, with a tilt of up to 10 degrees, and of random colours: only the form
 tells the class. OUT has COCO's layout: ``train/``,
 ``val/`` and ``annotations/instances_{train,val}.json`` with boxes and polygons. For mmseg,
@@ -84,10 +84,10 @@ def draw(
         size: Side of the image in pixels.
         hues: Lowest and highest hue of each class, in turns. Default: None, all hues.
     """
-    image = np.full((size, size, 3), rng.uniform(80, 176), np.float32)
+    image = np.full((size, size, 3), rng.uniform(20, 70), np.float32)
     for shape in shapes:
         hue = rng.uniform(*hues[shape.name]) if hues else rng.uniform()
-        rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
+        rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.3, 0.7), rng.uniform(0.7, 1.0))
         fill(image, shape, [255 * c for c in reversed(rgb)], cv2.LINE_AA)
     image += rng.normal(0, 12, image.shape)
     return image.clip(0, 255).astype(np.uint8)
