@@ -39,7 +39,7 @@ READY := $(VENV)/ready$(addprefix -,$(CUDA_ARCHS))
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-$(READY): requirements/setup_env.sh $(wildcard requirements/*.txt) setup.cfg pyproject.toml
+$(READY): requirements/setup_env.sh $(wildcard requirements/*.txt) setup.cfg setup.py pyproject.toml
 	requirements/setup_env.sh $(VENV) $(STACK) $(CUDA_ARCHS)
 	touch $@
 

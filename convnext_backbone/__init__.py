@@ -14,6 +14,8 @@ Importing the package has these effects:
 - A module that gets a model of this package as a part gets a check, too: its ``load_state_dict``
   refuses what the model would refuse before it loads any other part. See
   ``checkpoint/larger_models.py``.
+- mmengine finds the configs in this package: ``_base_ = 'convnext_backbone::detection/...'``. See
+  ``registry.py``.
 
 ``import convnext_backbone.data`` registers data and metrics for training classifiers.
 """
@@ -31,6 +33,7 @@ except ModuleNotFoundError as error:
     ) from error
 else:
     import torch
+    from mmengine.config.utils import MODULE2PACKAGE
 
     from .versions import check_version
 
@@ -97,5 +100,7 @@ __all__ = [
     'load_checkpoint',
 ]
 
+# mmengine reads configs only from the packages in this table.
+MODULE2PACKAGE[__name__] = __name__
 register_loader()
 guard_larger_models()

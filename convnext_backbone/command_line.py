@@ -11,6 +11,7 @@ import argparse
 import os
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from pathlib import Path
 from mmengine.config import Config
 
 EXPECTED = (ValueError, TypeError, KeyError, OSError, ImportError)
+
+# mmengine imports pkg_resources for every base of another package; setuptools is pinned for it.
+warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
 
 # What these packages and the script raise themselves is about what they were given.
 CHECKERS = ('convnext_backbone', 'mmengine', '__main__')

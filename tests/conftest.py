@@ -17,19 +17,19 @@ from convnext_backbone.ops import native
 NEEDS = {
     'mmdet': (
         *('test_checkpoint_entry_points.py', 'test_classification_training.py'),
-        *('test_complexity.py', 'test_configs.py'),
+        *('test_classify.py', 'test_complexity.py', 'test_configs.py', 'test_figures.py'),
         *('test_dataset_checks.py', 'test_detection_configs.py', 'test_distributed.py'),
         *('test_docs.py', 'test_generated_docs.py', 'test_image_folder.py'),
-        *('test_new_config.py', 'test_notebook.py', 'test_recipes.py', 'test_resuming.py'),
-        *('test_segmentation_configs.py', 'test_setup_checks.py'),
+        *('test_new_config.py', 'test_notebook.py', 'test_packaging.py', 'test_recipes.py'),
+        *('test_resuming.py', 'test_segmentation_configs.py', 'test_setup_checks.py'),
         *('test_segmentation_training.py', 'test_shapes_dataset.py', 'test_training.py'),
     ),
     'transformers': (
         *('test_benchmark.py', 'test_check_gpu.py'),
         *('test_checkpoint_audit.py', 'test_checkpoint_formats.py'),
         *('test_checkpoint_sources.py', 'test_checkpoint_tool.py', 'test_checkpoint_variants.py'),
-        *('test_classifier.py', 'test_corruptions.py', 'test_extraction.py', 'test_hf_config.py'),
-        *('test_ops.py', 'test_parity.py'),
+        *('test_classifier.py', 'test_classify.py', 'test_corruptions.py'),
+        *('test_extraction.py', 'test_hf_config.py', 'test_ops.py', 'test_parity.py'),
     ),
 }
 collect_ignore = [

@@ -40,6 +40,17 @@ def test_convert_writes_by_the_suffix(tmp_path, out):
     assert same_tensors(load(tmp_path / out), timm(hf))
 
 
+def test_convert_overwrites_only_with_force(tmp_path):
+    torch.save(small_backbone().state_dict(), tmp_path / 'in.pth')
+    (tmp_path / 'out.pth').write_text('precious')
+    args = (TOOL, 'convert', 'in.pth', 'out.pth', '--to', 'timm')
+    with pytest.raises(AssertionError, match=r'out\.pth exists'):
+        run_tool(*args, cwd=tmp_path)
+    assert (tmp_path / 'out.pth').read_text() == 'precious'
+    run_tool(*args, '--force', cwd=tmp_path)
+    assert load_checkpoint(small_backbone(), tmp_path / 'out.pth').format == 'timm'
+
+
 @pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('to', ['hf', 'meta', 'timm'])
 def test_a_round_trip_is_an_identity(to, version):

@@ -322,3 +322,12 @@ def test_stems_are_adapted_on_demand():
     ).eval()
     assert load_checkpoint(model, written).adapted
     assert_close(model(grey), reference(grey.expand(-1, 3, -1, -1)).logits)
+
+
+def test_a_detector_is_no_damaged_classifier():
+    tensors = {f'backbone.{k}': v for k, v in small_backbone().state_dict().items()}
+    tensors |= {'neck.conv.weight': torch.ones(1), 'rpn_head.conv.weight': torch.ones(1)}
+    with pytest.raises(ValueError, match=r'a larger model, .* also has neck, rpn_head') as info:
+        load_checkpoint(ConvNextForImageClassification(SMALL, num_labels=3), tensors)
+    assert 'without the final norm and the head of a classifier' in str(info.value)
+    assert 'damaged' not in str(info.value)

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,45 @@ def test_launchers_refuse_before_they_start(script, args, message, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def scripts():
+    """The Python scripts of ``tools/``."""
+    paths = (REPO / 'tools').rglob('*.py')
+    return sorted(path for path in paths if "if __name__ == '__main__'" in path.read_text())
+
+
+@pytest.mark.parametrize('path', scripts(), ids=lambda path: path.name)
+def test_scripts_say_what_to_do_outside_the_environment(path, tmp_path):
+    # -S leaves out the libraries of the environment, -E those of PYTHONPATH.
+    command = [sys.executable, '-S', '-E', str(path)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert re.match(rf'{path.name}: error: \w+ is not installed here: activate .venv with ', line)
+    assert 'make demo creates it' in line
+
+
+def test_other_errors_of_imports_keep_their_traceback(tmp_path):
+    script = tmp_path / 'script.py'
+    (tmp_path / 'check_environment.py').symlink_to(REPO / 'tools/check_environment.py')
+    script.write_text('import check_environment\n1 / 0')
+    command = [sys.executable, '-S', '-E', str(script)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith('Traceback')
+    assert result.stderr.endswith('ZeroDivisionError: division by zero\n')
+
+
+def test_scripts_start_without_warnings_of_pkg_resources(tmp_path):
+    """mmengine imports it for a base in another package, and setuptools warns of it each time."""
+    pytest.importorskip('mmdet')
+    (tmp_path / 'config.py').write_text("_base_ = 'mmdet::_base_/default_runtime.py'")
+    read = (
+        'from convnext_backbone import command_line\n'
+        'from mmengine.config import Config\n'
+        'Config.fromfile("config.py")'
+    )
+    command = [sys.executable, '-c', read]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert 'pkg_resources' not in result.stderr

@@ -258,13 +258,16 @@ def test_images_without_labels_are_packed_too():
 
 
 def test_generated_folder_has_one_shape_per_image(tmp_path):
-    args = ('--train', 20, '--val', 6, '--size', 64, '--seed', 5)
+    args = ('--train', 20, '--val', 6, '--size', 192, '--seed', 5)
     for out in ('one', 'two'):
         run_tool('dataset_converters/make_shapes_folder.py', out, *args, cwd=tmp_path)
-    hues = {'circle': 2, 'square': 1, 'triangle': 0}  # BGR channel nearest to the class's hue
+    # The second moment of each shape for an area of 1.
+    moments = {'circle': 1 / (2 * np.pi), 'square': 1 / 6, 'triangle': 1 / 27**0.5}
     for split, count in (('train', 20), ('val', 6)):
         dataset = ImageFolder(
-            str(tmp_path / 'one' / split), metainfo=dict(classes=list(hues)), serialize_data=False
+            str(tmp_path / 'one' / split),
+            metainfo=dict(classes=list(moments)),
+            serialize_data=False,
         )
         assert len(dataset) == count
         for info in dataset.data_list:
@@ -272,7 +275,11 @@ def test_generated_folder_has_one_shape_per_image(tmp_path):
             twin = path.replace('/one/', '/two/')
             assert Path(path).read_bytes() == Path(twin).read_bytes()
             image = cv2.imread(path).astype(float)
-            assert image.shape == (64, 64, 3)
-            colourful = cv2.blur(np.ptp(cv2.blur(image, (3, 3)), axis=-1), (3, 3)) > 50
-            assert cv2.connectedComponents(colourful.astype(np.uint8))[0] == 2
-            assert image[colourful].mean(axis=0).argmax() == list(hues.values())[info['gt_label']]
+            assert image.shape == (192, 192, 3)
+            ground = np.median(image, axis=(0, 1))
+            difference = np.abs(cv2.blur(image, (5, 5)) - ground).max(axis=-1)
+            shape = (difference > difference.max() / 2).astype(np.uint8)
+            assert cv2.connectedComponents(shape)[0] == 2
+            found = cv2.moments(shape, binaryImage=True)
+            nearest = np.abs(np.array([*moments.values()]) - found['nu20'] - found['nu02']).argmin()
+            assert nearest == info['gt_label']

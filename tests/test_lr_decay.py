@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import REPO, SMALL, randomize
+from helpers import REPO, SMALL, randomize, small_backbone
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
@@ -284,3 +284,30 @@ def test_decay_rate_must_lie_in_range(rate):
         OPTIM_WRAPPER_CONSTRUCTORS.get('ConvNextLayerDecayOptimWrapperConstructor')(
             dict(optimizer=dict(type='AdamW', lr=1e-3)), dict(decay_rate=rate)
         )
+
+
+@pytest.mark.parametrize(
+    'constructor', ['DefaultOptimWrapperConstructor', 'ConvNextLayerDecayOptimWrapperConstructor']
+)
+def test_frozen_parameters_are_one_line_of_the_log(constructor, capture_log):
+    model = torch.nn.Sequential()
+    model.add_module('backbone', small_backbone(frozen_stages=2))
+    model.add_module('head', torch.nn.Linear(2, 2).requires_grad_(False))
+    paramwise = dict(bias_decay_mult=0.0)
+    if constructor != 'DefaultOptimWrapperConstructor':
+        paramwise['decay_rate'] = 0.9
+    build_optim_wrapper(
+        model,
+        dict(
+            optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+            constructor=constructor,
+            paramwise_cfg=paramwise,
+        ),
+    )
+    frozen = [line for line in capture_log if 'frozen' in line or 'requires_grad' in line]
+    # Stem: 4 tensors; 2 + 1 blocks of 9; one downsampling of 4.
+    assert frozen == [
+        'ConvNextBackbone (backbone): 35 parameters are frozen, the optimiser leaves them out',
+        'head.weight is skipped since its requires_grad=False',
+        'head.bias is skipped since its requires_grad=False',
+    ]

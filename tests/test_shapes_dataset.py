@@ -10,7 +10,6 @@ from pycocotools.coco import COCO
 
 GENERATOR = 'dataset_converters/make_shapes_dataset.py'
 ARGS = ('--train', 12, '--val', 5, '--size', 96)
-HUES = {'circle': 0, 'square': 120, 'triangle': 240}
 CORNERS = {'square': 4, 'triangle': 3}
 
 
@@ -43,11 +42,23 @@ def test_annotations_fit_the_pixels(dataset, split, count):
             assert mask.sum() == pytest.approx(annotation['area'], rel=0.1)
             name = coco.cats[annotation['category_id']]['name']
             assert len(annotation['segmentation'][0]) == 2 * CORNERS.get(name, 32)
-            blue, green, red = image[mask].mean(axis=0) / 255
-            hue = colorsys.rgb_to_hsv(red, green, blue)[0] * 360
-            assert abs((hue - HUES[name] + 180) % 360 - 180) < 30
         ground = image[~np.any(masks, axis=0)].mean(axis=0)
         assert np.ptp(ground) < 12, 'the ground is grey'
+
+
+def test_colours_do_not_tell_the_class(tmp_path):
+    run_tool(GENERATOR, tmp_path, '--train', 80, '--val', 1, '--size', 64, cwd=tmp_path)
+    coco = COCO(tmp_path / 'annotations/instances_train.json')
+    hues = {category_id: [] for category_id in coco.cats}
+    for annotation in coco.anns.values():
+        file_name = coco.imgs[annotation['image_id']]['file_name']
+        image = cv2.imread(str(tmp_path / 'train' / file_name))
+        blue, green, red = image[coco.annToMask(annotation) > 0].mean(axis=0) / 255
+        hues[annotation['category_id']].append(colorsys.rgb_to_hsv(red, green, blue)[0])
+    for values in hues.values():
+        assert len(values) > 30
+        # 0 for hues from all sides of the colour circle, 1 for a single hue.
+        assert np.abs(np.exp(2j * np.pi * np.array(values)).mean()) < 0.4
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])

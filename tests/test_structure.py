@@ -22,7 +22,7 @@ ORDER = (
 # The same inside of models.
 MODELS_ORDER = (
     *('checks', 'fusion', 'drop_path', 'norms', 'blocks', 'encoder', 'base'),
-    *('out_features', 'deployed', 'backbone', 'model', 'losses', 'classifier'),
+    *('out_features', 'deployed', 'freezing', 'backbone', 'model', 'losses', 'classifier'),
 )
 
 MODULES = sorted(PACKAGE.rglob('*.py'))

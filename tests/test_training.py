@@ -63,8 +63,8 @@ def test_saved_weights_give_the_same_metrics_and_outputs(trained):
     predictions = pickle.loads((folder / 'predictions.pkl').read_bytes())
     assert len(predictions) == 16
     assert all(p['pred_instances']['bboxes'].shape[1] == 4 for p in predictions)
-    drawn = list((folder / 'tested').glob('*/drawn/*.png'))
-    assert len(drawn) == 16
+    drawn = sorted((folder / 'drawn').rglob('*'))
+    assert [path.name for path in drawn] == [f'{i:06d}.png' for i in range(1, 17)]
     assert cv2.imread(str(drawn[0])).shape == (128, 256, 3)
 
 

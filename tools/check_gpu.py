@@ -23,6 +23,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import torch
 from rich.console import Console
 from rich.table import Table

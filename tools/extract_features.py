@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import check_environment  # noqa: F401
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 

@@ -12,6 +12,8 @@ import inspect
 import re
 from pathlib import Path
 
+import check_environment  # noqa: F401
+
 import convnext_backbone
 from convnext_backbone import PublishedWeights, data, engine, list_pretrained
 from convnext_backbone.arch import ARCHS

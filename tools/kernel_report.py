@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import check_environment  # noqa: F401
 import torch
 from analysis_tools.ahead_of_time import RECORD, Resources, compile_for, title
 from kernel_plans import BRAIN, Plan, Types, block_plans, plan

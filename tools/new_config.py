@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import check_environment  # noqa: F401
 from mmengine.config import Config
 from own_data import detection, segmentation
 from own_data.detection_data import check_splits, find_doubts, read_split

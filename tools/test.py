@@ -9,10 +9,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+import check_environment  # noqa: F401
+import mmcv
 from cli import load_config, make_parser, prepare, read_checkpoint, warn
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
@@ -40,23 +43,50 @@ def build_dump(cfg: Config, path: str) -> DumpResults:
     return METRICS.build(dict(type=dump, out_file_path=path))
 
 
-def draw_to(cfg: Config, folder: str) -> None:
-    """Makes the config's visualization hook save drawings of all test images to a folder.
+class SavePictures(Hook):
+    """Saves drawings of all test images, under the names of the images.
+
+    mmdet's hook would put the folder into that of the run, and mmseg's has names of its own.
+
+    Args:
+        folder: Folder of the drawings.
+        options: More arguments of the visualizer's ``add_datasample``.
+    """
+
+    def __init__(self, folder: str, options: dict) -> None:
+        self.folder = Path(folder)
+        self.options = options
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs) -> None:
+        """Draws the images of a batch with their predictions, and annotations if there are."""
+        prefix = getattr(runner.test_dataloader.dataset, 'data_prefix', {})
+        images = Path(prefix.get('img') or prefix.get('img_path') or '')
+        for sample in outputs:
+            path = Path(sample.img_path)
+            # Images in several folders may have the same name.
+            name = path.relative_to(images) if path.is_relative_to(images) else path.name
+            runner.visualizer.add_datasample(
+                path.name,
+                mmcv.imread(sample.img_path, channel_order='rgb'),
+                data_sample=sample,
+                out_file=str(self.folder / name),
+                **self.options,
+            )
+
+
+def draw_to(cfg: Config, folder: str) -> SavePictures:
+    """Replaces the config's visualization hook by one that saves drawings to a folder.
 
     Raises:
+        ValueError: If the config has no visualization hook.
         OSError: If the folder cannot be written to.
     """
-    hook = cfg.default_hooks.visualization
-    hook.draw = True
-    if cfg.get('default_scope') == 'mmseg':
-        # By default, mmseg's hook draws one image in 50, to the visualizer's own folder.
-        hook.interval = 1
-        cfg.visualizer.save_dir = folder
-        check_folder(folder)
-    else:
-        hook.test_out_dir = folder
-        # mmdet's hook puts the folder in that of the run.
-        check_folder(Path(cfg.work_dir, folder))
+    if 'visualization' not in cfg.get('default_hooks', {}):
+        raise ValueError('--show-dir needs a visualization hook, the config has none')
+    check_folder(folder)
+    hook = cfg.default_hooks.pop('visualization')
+    options = dict(pred_score_thr=hook.score_thr) if 'score_thr' in hook else {}
+    return SavePictures(folder, options)
 
 
 def check_checkpoint(path: str, runner: Runner) -> None:
@@ -107,15 +137,14 @@ def main() -> None:
         cfg.load_from = args.checkpoint
         if args.out:
             check_file(args.out)
-        if args.show_dir:
-            if 'visualization' not in cfg.get('default_hooks', {}):
-                raise ValueError(f'--show-dir needs a visualization hook, {args.config} has none')
-            draw_to(cfg, args.show_dir)
+        pictures = draw_to(cfg, args.show_dir) if args.show_dir else None
         prepare(cfg, args.config, 'test')
     with usage_errors(parser, of_checkers=True):
         runner = Runner.from_cfg(cfg)
         check_model(runner.model, cfg)
         check_checkpoint(args.checkpoint, runner)
+    if pictures:
+        runner.register_hook(pictures)
     writes = args.out and is_main_process()
     with whole_file(args.out) if writes else nullcontext(args.out) as out:
         if out:

@@ -6,6 +6,7 @@ tools/dist_train.sh CONFIG GPUS      # on several GPUs and machines
 
 from __future__ import annotations
 
+import check_environment  # noqa: F401
 from cli import load_config, make_parser, prepare
 from mmengine.config import Config
 from mmengine.device import get_device

@@ -6,10 +6,11 @@ _base_ = [
 ]
 
 classes = ('circle', 'square', 'triangle')
+metainfo = dict(classes=classes, palette=[(213, 94, 0), (0, 114, 178), (0, 158, 115)])
 norm_cfg = dict(type='GN', num_groups=8)
 
 model = dict(
-    backbone=dict(arch='atto'),
+    backbone=dict(arch='atto', layer_scale_init_value=1.0),
     neck=dict(in_channels=[40, 80, 160, 320], out_channels=64, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
@@ -63,7 +64,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
-        metainfo=dict(classes=classes),
+        metainfo=metainfo,
         filter_cfg=dict(filter_empty_gt=True),
         pipeline=train_pipeline,
     ),
@@ -78,7 +79,7 @@ val_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/instances_val.json',
         data_prefix=dict(img='val/'),
-        metainfo=dict(classes=classes),
+        metainfo=metainfo,
         test_mode=True,
         pipeline=test_pipeline,
     ),
@@ -91,8 +92,8 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-max_epochs = 10
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
+max_epochs = 4
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

@@ -7,7 +7,7 @@ _base_ = [
 
 metainfo = dict(
     classes=('background', 'circle', 'square', 'triangle'),
-    palette=[[64, 64, 64], [230, 60, 60], [60, 200, 60], [80, 80, 240]],
+    palette=[[64, 64, 64], [213, 94, 0], [0, 114, 178], [0, 158, 115]],
 )
 
 crop_size = (128, 128)  # the whole image
@@ -71,8 +71,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-max_epochs = 10
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
+max_epochs = 4
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

@@ -218,6 +218,15 @@ def _explain(
             f'this file fits except for the head: it has {has}; '
             'load_checkpoint(model.convnext, ...) loads everything except the head'
         )
+    elif parts == {'final_norm', 'head'} == parts - {parse_native(n).part for n in found.tensors}:
+        verdict = f'this file is a {theirs} without the final norm and the head of a classifier'
+        others = [name for name in found.ignored if not name.startswith(found.prefix)]
+        if others:
+            modules = dict.fromkeys(name.partition('.')[0] for name in others)
+            verdict += (
+                f': it is {found.prefix!r} in a larger model, such as a detector, that also has '
+                f'{", ".join(modules)}'
+            )
     elif foreign := foreign_parts(found.tensors):
         verdict = f'no model of convnext_backbone is like this file: {"; ".join(foreign)}'
     elif not all(theirs.depths + theirs.hidden_sizes):

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..arch import resolve_arch
 from .base import ConvNextBase
 from .deployed import DeployedBackbone
+from .freezing import FrozenInOneLine
 from .norms import ConvNextLayerNorm
 from .out_features import resolve_out_features
 
@@ -112,6 +114,10 @@ class ConvNextBackbone(ConvNextBase):
                 stacklevel=2,
             )
         self._freeze_stages()
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        if frozen:
+            line = FrozenInOneLine(type(self).__name__, tuple(frozen))
+            MMLogger.get_current_instance().addFilter(line)
 
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool = False, return_dict: bool = False

@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import matplotlib
 import numpy as np
 import torch

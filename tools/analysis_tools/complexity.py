@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import torch
 import torch.nn.functional as F
 from mmengine.analysis import get_model_complexity_info

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+import check_environment  # noqa: F401
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner

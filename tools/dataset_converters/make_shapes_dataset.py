@@ -1,12 +1,13 @@
 """Writes a dataset of coloured shapes for detection and segmentation, learned in minutes.
 
-python tools/dataset_converters/make_shapes_dataset.py OUT --train 200 --val 40 --size 128 --seed 0
+python tools/dataset_converters/make_shapes_dataset.py OUT --train 440 --val 40 --size 128 --seed 0
 
-Every image has one to three circles, squares and triangles on a noisy grey background. They do not
-overlap, and each class has its own range of hues. OUT has COCO's layout: ``train/``, ``val/`` and
-``annotations/instances_{train,val}.json`` with boxes and polygons. For mmseg, ``masks/{train,val}``
-has one mask per image, with the same name: 0 is background, 1 to 3 are the classes. The same
-arguments give the same dataset.
+Every image has one to three circles, squares and triangles on a noisy dark background. They do not
+overlap. They are upright, with a tilt of up to 10 degrees, and of random colours: only the form
+tells the class. OUT has COCO's layout: ``train/``,
+``val/`` and ``annotations/instances_{train,val}.json`` with boxes and polygons. For mmseg,
+``masks/{train,val}`` has one mask per image, with the same name: 0 is background, 1 to 3 are the
+classes. The same arguments give the same dataset.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import cv2
 import numpy as np
 from rich.progress import track
 
-# Number of corners of each class's regular polygon, and its hue in degrees.
-CLASSES = {'circle': (32, 0), 'square': (4, 120), 'triangle': (3, 240)}
-HUE_SPREAD = 25
+# Number of corners of each class's regular polygon.
+CLASSES = {'circle': 32, 'square': 4, 'triangle': 3}
+TILT = np.pi / 18
 SMALLEST_SIZE = 32
 
 
@@ -56,25 +58,36 @@ def sample_shapes(rng: np.random.Generator, size: int, wanted: int) -> list[Shap
     for _ in range(50):
         if len(shapes) == wanted:
             break
-        radius = rng.uniform(10, 28) * size / 128
+        radius = rng.uniform(12, 28) * size / 128
         centre = rng.uniform(radius, size - radius, 2)
         if any(np.hypot(*(centre - other)) < radius + r for other, r in placed):
             continue
         name = rng.choice(list(CLASSES)).item()
-        count = CLASSES[name][0]
-        angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(count) / count
+        count = CLASSES[name]
+        # Upright, with one side at the bottom, up to the tilt.
+        first = np.pi / 2 + np.pi / count + rng.uniform(-TILT, TILT)
+        angles = first + 2 * np.pi * np.arange(count) / count
         corners = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         shapes.append(Shape(name, corners.round(2)))
         placed.append((centre, radius))
     return shapes
 
 
-def draw(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray:
-    """Paints the shapes in BGR, ``(size, size, 3)`` uint8."""
-    image = np.full((size, size, 3), rng.uniform(80, 176), np.float32)
+def draw(
+    rng: np.random.Generator, shapes: list[Shape], size: int, hues: dict[str, tuple] | None = None
+) -> np.ndarray:
+    """Paints the shapes in BGR, ``(size, size, 3)`` uint8.
+
+    Args:
+        rng: Source of the colours and the noise.
+        shapes: What to paint.
+        size: Side of the image in pixels.
+        hues: Lowest and highest hue of each class, in turns. Default: None, all hues.
+    """
+    image = np.full((size, size, 3), rng.uniform(20, 70), np.float32)
     for shape in shapes:
-        hue = (CLASSES[shape.name][1] + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 360 / 360
-        rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
+        hue = rng.uniform(*hues[shape.name]) if hues else rng.uniform()
+        rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.3, 0.7), rng.uniform(0.7, 1.0))
         fill(image, shape, [255 * c for c in reversed(rgb)], cv2.LINE_AA)
     image += rng.normal(0, 12, image.shape)
     return image.clip(0, 255).astype(np.uint8)
@@ -166,7 +179,7 @@ def main(description: str, write: Callable = write_split) -> None:
     """Calls :func:`make_shapes_dataset` with arguments from the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('out', type=Path, help='folder of the dataset')
-    parser.add_argument('--train', type=int, default=200, help='training images (default: 200)')
+    parser.add_argument('--train', type=int, default=440, help='training images (default: 440)')
     parser.add_argument('--val', type=int, default=40, help='validation images (default: 40)')
     parser.add_argument('--size', type=int, default=128, help='side in pixels (default: 128)')
     parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')

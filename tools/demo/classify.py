@@ -3,7 +3,8 @@
 python tools/demo/classify.py IMAGE... --checkpoint FILE [--config CONFIG] [--topk 5]
 
 FILE is a classifier checkpoint in any format that the package supports. The model and the image
-pipeline come from a config: by default the one that tools/train.py saved next to FILE.
+pipeline come from a config: by default the one that tools/train.py saved next to FILE. A model
+folder of Hugging Face needs none: its config.json and preprocessor_config.json say it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import cv2
 import torch
+from hugging_face import read_model_folder
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, init_default_scope
@@ -58,8 +61,13 @@ def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: in
     for path in (*images, checkpoint):
         if not path.exists():
             raise FileNotFoundError(f'no such file: {path}')
-    config = config or find_config(checkpoint)
-    cfg = read_config(config)
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if config is None and (folder / 'config.json').is_file():
+        config = folder / 'config.json'
+        cfg = read_model_folder(folder)
+    else:
+        config = config or find_config(checkpoint)
+        cfg = read_config(config)
     kind = cfg.get('model', {}).get('type')
     if kind != 'ConvNextForImageClassification':
         raise ValueError(
@@ -88,7 +96,7 @@ def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE', help='image file')
-    parser.add_argument('--checkpoint', type=Path, required=True, help='checkpoint file')
+    parser.add_argument('--checkpoint', type=Path, required=True, help='checkpoint file or folder')
     parser.add_argument('--config', type=Path, help='config file (default: next to the checkpoint)')
     parser.add_argument('--topk', type=int, default=5, help='classes to print (default: 5)')
     args = parser.parse_args()

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import torch
-from figures import draw_curve, draw_instances, draw_segments
+from figures import draw_curve, draw_instances, draw_predictions, draw_segments
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -28,7 +29,7 @@ from rich.table import Table
 from convnext_backbone.command_line import check_folder, usage_errors
 from convnext_backbone.engine import missing_operators
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / 'configs/demo'
 GENERATOR = REPO / 'tools/dataset_converters/make_shapes_dataset.py'
 
@@ -46,7 +47,8 @@ class Task:
         minimum: Scores that the validation images must reach, between 0 and 1.
         perfect: The framework's value for a perfect score.
         curves: Names of the metrics in the training figure.
-        draw: Draws a runner's predictions to a file.
+        draw: Draws one prediction.
+        own_data: Arguments of ``tools/new_config.py`` for the user's own data.
     """
 
     config: str
@@ -57,7 +59,8 @@ class Task:
     minimum: dict[str, float]
     perfect: float
     curves: tuple[str, ...]
-    draw: Callable[[Runner, Path], None]
+    draw: Callable
+    own_data: str
 
 
 TASKS = {
@@ -76,6 +79,7 @@ TASKS = {
         perfect=1,
         curves=('box mAP', 'mask mAP'),
         draw=draw_instances,
+        own_data='--train ANN.json IMAGES --val ANN.json IMAGES --arch tiny --head mask-rcnn',
     ),
     'segmentation': Task(
         config='upernet_convnext-atto_shapes.py',
@@ -87,13 +91,14 @@ TASKS = {
         perfect=100,
         curves=('mIoU',),
         draw=draw_segments,
+        own_data='--task segmentation --train IMAGES MASKS --val IMAGES MASKS --head upernet',
     ),
 }
 
 
 def generate(folder: str) -> None:
     """Generates the data with its script, as a user would."""
-    options = '--train 200 --val 40 --size 128 --seed 0'
+    options = '--train 440 --val 40 --size 128 --seed 0'
     print(f'Generating the shapes: {GENERATOR.name} {folder} {options}', flush=True)
     subprocess.run([sys.executable, GENERATOR, folder, *options.split()], check=True)
 
@@ -108,6 +113,27 @@ def print_results(task: Task, scores: dict[str, float], seconds: float) -> None:
         table.add_row(name, f'{score:.3f}', minimum)
     table.add_row('training', f'{int(seconds) // 60} min {int(seconds) % 60:02d} s', '')
     Console().print(table)
+
+
+def print_next_steps(task: Task, checkpoint: str, work_dir: str) -> None:
+    """Prints the commands that a user needs next."""
+    python, tools = shorten(sys.executable), shorten(REPO / 'tools')
+    config = shorten(CONFIGS / task.config)
+    print(
+        'Next:\n'
+        '  # evaluate a checkpoint and draw its predictions\n'
+        f'  {python} {tools}/test.py {config} {shorten(checkpoint)} --show-dir {work_dir}/test\n'
+        '  # write a config for your own data\n'
+        f'  {python} {tools}/new_config.py {task.own_data} my_config.py\n'
+        '  # train it\n'
+        f'  {python} {tools}/train.py my_config.py'
+    )
+
+
+def shorten(path: str | Path) -> Path:
+    """Makes a path relative to the current folder, if it is below."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def main() -> None:
@@ -142,11 +168,13 @@ def main() -> None:
     seconds = time.perf_counter() - started
 
     # Tests the saved checkpoint instead of the model in memory: users load the checkpoint.
-    runner.load_checkpoint(find_latest_checkpoint(cfg.work_dir))
+    checkpoint = find_latest_checkpoint(cfg.work_dir)
+    runner.load_checkpoint(checkpoint)
     metrics = runner.test()
     scores = {name: metrics[key] / task.perfect for name, key in task.metrics.items()}
     predictions, curve = (Path(cfg.work_dir) / name for name in ('predictions.png', 'curve.png'))
-    task.draw(runner, predictions)
+    pictures = predictions.with_suffix('')
+    draw_predictions(runner, task.draw, pictures, predictions)
     draw_curve(
         Path(runner.log_dir) / 'vis_data/scalars.json',
         len(runner.train_dataloader),
@@ -156,10 +184,11 @@ def main() -> None:
     )
 
     print_results(task, scores, seconds)
-    print(f'{predictions}\n{curve}')
+    print(f'{predictions}\n{pictures}/\n{curve}')
     missed = [name for name, minimum in task.minimum.items() if scores[name] < minimum]
     if missed:
         sys.exit(f'The model has not learned: {", ".join(missed)} below the minimum.')
+    print_next_steps(task, checkpoint, cfg.work_dir)
 
 
 if __name__ == '__main__':

@@ -3,100 +3,142 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import matplotlib
 import mmcv
 import numpy as np
 import torch
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
+from rich.progress import track
 
 from convnext_backbone.command_line import whole_file
 
 matplotlib.use('Agg')
+from matplotlib import patheffects
 from matplotlib import pyplot as plt
-from matplotlib.patches import Patch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 
-# Labels have a fixed size: small images are enlarged so that a label fits next to its object.
-DRAWN_SIDE = 384
+# An outline must be seen on every object and ground.
+HALO = [patheffects.withStroke(linewidth=4, foreground='white')]
 
 
-def _enlarge(instances: InstanceData, factor: int) -> InstanceData:
-    """Scales boxes and masks by an integer, like the image."""
+def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: float = 0.6) -> None:
+    """Draws ground truth (left) and prediction (right) of one image.
+
+    Objects get outlines, boxes and labels in the colour of their class. They keep their own colour.
+
+    Args:
+        axis: Where to draw.
+        sample: mmdet's data sample with annotations and predictions.
+        meta: ``classes`` and ``palette`` of the dataset.
+        score_thr: Predictions with a lower score are not drawn. Default: 0.6.
+    """
+    image = mmcv.imread(sample.img_path, channel_order='rgb')
+    width = image.shape[1]
+    _show(axis, sample, [image, image], 'ground truth | prediction')
+    found = sample.pred_instances
+    _outline(axis, sample.gt_instances, meta, 0)
+    _outline(axis, found[found.scores >= score_thr], meta, width)
+
+
+def _outline(axis: Axes, instances: InstanceData, meta: dict, left: int) -> None:
+    """Draws outlines, boxes and labels of objects, ``left`` pixels further to the right."""
     masks = instances.masks
     masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks.numpy()
-    enlarged = instances.clone()
-    enlarged.bboxes = instances.bboxes * factor
-    enlarged.masks = masks.repeat(factor, axis=1).repeat(factor, axis=2)
-    return enlarged
+    for i, (label, box) in enumerate(zip(instances.labels, instances.bboxes, strict=True)):
+        color = np.array(meta['palette'][label]) / 255
+        contours, _ = cv2.findContours(
+            masks[i].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        )
+        for contour in contours:
+            closed = np.vstack([contour[:, 0], contour[:1, 0]])
+            axis.plot(left + closed[:, 0], closed[:, 1], color=color, path_effects=HALO)
+        x, y, right, bottom = box.tolist()
+        axis.add_patch(Rectangle((left + x, y), right - x, bottom - y, fill=False, ec=color))
+        text = meta['classes'][label]
+        if 'scores' in instances:
+            text += f' {instances.scores[i]:.2f}'
+        # A label stays inside of its image.
+        is_high, is_right = y < 10, x + right > masks.shape[2]
+        axis.text(
+            *(left + (right if is_right else x), bottom if is_high else y, text),
+            ha='right' if is_right else 'left',
+            va='top' if is_high else 'bottom',
+            color='white',
+            fontsize=9,
+            weight='bold',
+            bbox=dict(facecolor=color, edgecolor='none', pad=1),
+            clip_on=True,
+        )
+
+
+def draw_segments(axis: Axes, sample: BaseDataElement, meta: dict) -> None:
+    """Draws one image (left), its ground truth and its prediction (right).
+
+    Args:
+        axis: Where to draw.
+        sample: mmseg's data sample with annotations and predictions.
+        meta: ``palette`` of the dataset.
+    """
+    image = mmcv.imread(sample.img_path, channel_order='rgb')
+    palette = np.array(meta['palette'], np.uint8)
+    labels = (sample.gt_sem_seg.data[0], sample.pred_sem_seg.data[0])
+    parts = [image, *(palette[label.numpy()] for label in labels)]
+    _show(axis, sample, parts, 'image | ground truth | prediction')
+
+
+def _show(axis: Axes, sample: BaseDataElement, parts: list[np.ndarray], title: str) -> None:
+    """Shows images of one size side by side."""
+    axis.imshow(np.hstack(parts))
+    for i in range(1, len(parts)):
+        axis.axvline(i * parts[0].shape[1] - 0.5, color='white')
+    axis.set_title(f'{Path(sample.img_path).name}: {title}', fontsize=10)
+    axis.axis('off')
+
+
+def draw_predictions(
+    runner: Runner, draw: Callable, folder: Path, overview: Path, count: int = 8
+) -> None:
+    """Draws the predictions of all test images, each to a file with the image's own name.
+
+    Args:
+        runner: A runner with a trained model and an annotated test set.
+        draw: :func:`draw_instances` or :func:`draw_segments`.
+        folder: Folder of the drawings.
+        overview: File for the first images in one figure.
+        count: Number of images in ``overview``, must be even. Default: 8.
+    """
+    meta = runner.test_dataloader.dataset.metainfo
+    samples = _predict(runner)
+    for sample in track(samples, description=f'drawing {len(samples)} predictions'):
+        figure, axis = plt.subplots(figsize=(9, 5), layout='constrained')
+        draw(axis, sample, meta)
+        _save(figure, meta, folder / Path(sample.img_path).name)
+    figure, axes = plt.subplots(count // 2, 2, figsize=(12, 1.6 * count), layout='constrained')
+    for axis, sample in zip(axes.flat, samples, strict=False):
+        draw(axis, sample, meta)
+    _save(figure, meta, overview)
 
 
 @torch.no_grad()
-def _predict(runner: Runner, count: int) -> list[BaseDataElement]:
-    """Predictions and ground truth of the first test images."""
+def _predict(runner: Runner) -> list[BaseDataElement]:
+    """Predictions and ground truth of the test images."""
     runner.model.eval()
-    samples: list[BaseDataElement] = []
-    for data in runner.test_dataloader:
-        samples += runner.model.test_step(data)
-        if len(samples) >= count:
-            break
-    return [sample.cpu() for sample in samples[:count]]
+    batches = [runner.model.test_step(data) for data in runner.test_dataloader]
+    return [sample.cpu() for batch in batches for sample in batch]
 
 
-def draw_instances(runner: Runner, path: Path, count: int = 8, score_thr: float = 0.6) -> None:
-    """Draws ground truth (left) and prediction (right) of the first test images.
-
-    Args:
-        runner: A runner with a trained instance segmenter and an annotated test set.
-        path: Output file.
-        count: Number of images, must be even. Default: 8.
-        score_thr: Predictions with a lower score are not drawn. Default: 0.6.
-    """
-    from mmdet.visualization import DetLocalVisualizer
-
-    visualizer = DetLocalVisualizer()
-    visualizer.dataset_meta = runner.test_dataloader.dataset.metainfo
-    figure, axes = plt.subplots(count // 2, 2, figsize=(12, 1.6 * count), layout='constrained')
-    for axis, sample in zip(axes.flat, _predict(runner, count), strict=False):
-        image = mmcv.imread(sample.img_path, channel_order='rgb')
-        factor = -(-DRAWN_SIDE // max(image.shape[:2]))
-        image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-        sample.gt_instances = _enlarge(sample.gt_instances, factor)
-        sample.pred_instances = _enlarge(sample.pred_instances, factor)
-        visualizer.add_datasample(sample.img_path, image, sample, pred_score_thr=score_thr)
-        axis.imshow(visualizer.get_image())
-        axis.axvline(image.shape[1], color='white')
-        axis.set_title(f'{Path(sample.img_path).name}: ground truth | prediction', fontsize=10)
-        axis.axis('off')
-    with whole_file(path) as part:
-        figure.savefig(part, dpi=120)
-    plt.close(figure)
-
-
-def draw_segments(runner: Runner, path: Path, count: int = 8) -> None:
-    """Draws image, ground truth and prediction of the first test images, with a legend.
-
-    Args:
-        runner: A runner with a trained segmentor and an annotated test set.
-        path: Output file.
-        count: Number of images, must be even. Default: 8.
-    """
-    meta = runner.test_dataloader.dataset.metainfo
-    palette = np.array(meta['palette'], np.uint8)
-    figure, axes = plt.subplots(count // 2, 2, figsize=(12, 1.1 * count), layout='constrained')
-    for axis, sample in zip(axes.flat, _predict(runner, count), strict=False):
-        image = mmcv.imread(sample.img_path, channel_order='rgb')
-        labels = (sample.gt_sem_seg.data[0], sample.pred_sem_seg.data[0])
-        axis.imshow(np.hstack([image, *(palette[label.numpy()] for label in labels)]))
-        for i in (1, 2):
-            axis.axvline(i * image.shape[1] - 0.5, color='white')
-        name = Path(sample.img_path).name
-        axis.set_title(f'{name}: image | ground truth | prediction', fontsize=10)
-        axis.axis('off')
+def _save(figure: Figure, meta: dict, path: Path) -> None:
+    """Writes a figure with the colours of the classes as its legend."""
     patches = [
-        Patch(color=color / 255, label=name)
-        for color, name in zip(palette, meta['classes'], strict=True)
+        Patch(color=np.array(color) / 255, label=name)
+        for color, name in zip(meta['palette'], meta['classes'], strict=True)
     ]
     figure.legend(handles=patches, loc='outside upper center', ncols=len(patches))
     with whole_file(path) as part:

@@ -1,11 +1,12 @@
 """Shows the contents of a ConvNeXt checkpoint, converts its keys, or lists published weights.
 
 python tools/model_converters/checkpoint.py inspect FILE
-python tools/model_converters/checkpoint.py convert FILE OUT --to {hf,meta,timm}
+python tools/model_converters/checkpoint.py convert FILE OUT --to {hf,meta,timm} [--force]
 python tools/model_converters/checkpoint.py list [ARCH]
 
 FILE is anything that init_cfg accepts: a file, a Hugging Face folder, an http(s):// or hf://
-address. OUT is a safetensors file if it ends in .safetensors, otherwise a torch file.
+address. OUT is a safetensors file if it ends in .safetensors, a torch file if it ends in .pth, .pt
+or .bin.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
+import check_environment  # noqa: F401
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +41,8 @@ KINDS = (
     'final norm',
     'head',
 )
+
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 
 # Brackets in paths and values are not markup.
 console = Console(markup=False, soft_wrap=True)
@@ -87,19 +91,25 @@ def kind_of(name: Name) -> str:
     return others.get(name.part, stem if name.stage is None else stages)
 
 
-def convert(file: str, out: Path, to: str) -> None:
+def convert(file: str, out: Path, to: str, force: bool) -> None:
     """Writes a checkpoint's ConvNeXt tensors with the keys of another format.
 
     Raises:
-        ValueError: If the checkpoint cannot be read, or if ``out`` is the checkpoint itself.
+        ValueError: If the checkpoint cannot be read, if ``out`` has another suffix than
+            ``SUFFIXES``, or if it is the checkpoint itself.
+        FileExistsError: If ``out`` exists and ``force`` is not set.
         FileNotFoundError: If the checkpoint or the folder of ``out`` does not exist.
         OSError: If ``out`` cannot be written.
     """
     check_file(out)
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f'{out} must end in {", ".join(SUFFIXES)}: the suffix tells the file type')
     if not out.parent.is_dir():
         raise FileNotFoundError(f'no such folder: {out.parent}')
     if out.exists() and out.resolve() == Path(file).resolve():
         raise ValueError(f'{out} is the input file: choose another output')
+    if out.exists() and not force:
+        raise FileExistsError(f'{out} exists: choose another output, or overwrite it with --force')
     with console.status(f'reading {file}'):
         found = translate(read_checkpoint(file))
     exported, left = export(found.tensors, to)
@@ -159,6 +169,7 @@ def main() -> None:
     converting = commands.add_parser('convert', help='convert a checkpoint to another format')
     converting.add_argument('file', help='checkpoint: file, folder or address')
     converting.add_argument('out', type=Path, help='output file, .safetensors or .pth')
+    converting.add_argument('--force', action='store_true', help='overwrite an existing file')
     converting.add_argument('--to', required=True, choices=WRITABLE, help='output format')
     listing = commands.add_parser('list', help='list published weights')
     listing.add_argument('arch', nargs='?', help='architecture, such as tiny (default: all)')

@@ -1,0 +1,33 @@
+"""Says in one sentence what to do if a script runs where its libraries are not installed.
+
+Scripts import this first. The other folders of scripts have links to this file.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+
+
+def say_what_is_missing(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Replaces the traceback of a missing library.
+
+    Raises:
+        SystemExit: With status 2, for a library that cannot be found.
+    """
+    name = getattr(error, 'name', None)
+    if kind is not ModuleNotFoundError or not name:
+        sys.__excepthook__(kind, error, traceback)
+        return
+    print(
+        f'{Path(sys.argv[0]).name}: error: {name} is not installed here: activate .venv with '
+        f'source .venv/bin/activate (make demo creates it), or install {name} in this environment',
+        file=sys.stderr,
+    )
+    raise SystemExit(2)
+
+
+sys.excepthook = say_what_is_missing
