@@ -9,12 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import BlockParameters, BlockSettings, fused_block, is_transformed, kernels_title
+from ..ops import (
+    BlockParameters,
+    BlockSettings,
+    compiled_block,
+    fused_block,
+    is_transformed,
+    kernels_title,
+)
 from .checks import check_flag
 from .drop_path import ConvNextDropPath
 from .fusion import (
     fused_replaces,
-    is_traced,
+    is_exported,
     log_once,
     obstacle_in_functions,
     obstacle_in_modules,
@@ -157,7 +164,7 @@ class ConvNextLayer(nn.Module):
         self.fused = fused
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if not is_traced():
+        if not is_exported():
             obstacle = obstacle_in_switch(self.fused) or self._obstacle_in_modules()
             if obstacle is None:
                 parameters = self._fused_parameters()
@@ -185,7 +192,8 @@ class ConvNextLayer(nn.Module):
         settings = self._fused_settings(hidden_states)
         log_once(f'ConvNeXt blocks run fused, {kernels_title(features, settings.dtype)}')
         keep = self.drop_path.factors(hidden_states)
-        output = fused_block(features, keep, settings, parameters)
+        run = compiled_block if torch.compiler.is_compiling() else fused_block
+        output = run(features, keep, settings, parameters)
         return output.permute(0, 3, 1, 2)
 
     def _fused_settings(self, hidden_states: Tensor) -> BlockSettings:
@@ -223,14 +231,14 @@ class ConvNextLayer(nn.Module):
         if obstacle is not None:
             return obstacle
         if self.act.approximate != 'none':
-            return f'their activation is {self.act}'
+            return f'their act is GELU with approximate={self.act.approximate}'
         conv = self.dwconv
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode
         if geometry != ((7, 7), (1, 1), (3, 3), (1, 1), 'zeros') or conv.groups != conv.in_channels:
-            return f'their dwconv is {conv}'
+            return f'their dwconv is Conv2d of geometry {geometry}, groups={conv.groups}'
         norm = self.layernorm
         if (norm.data_format, norm.normalized_shape) != ('channels_last', (conv.out_channels,)):
-            return f'their layernorm is {norm}'
+            return f'their layernorm is {norm.data_format} of {norm.normalized_shape} channels'
         return None
 
     def _obstacle_in_tensors(

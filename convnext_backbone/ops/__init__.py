@@ -5,6 +5,7 @@ and less memory in training. Feature maps here have the shape ``(N, H, W, C)`` a
 """
 
 from .block import fused_block
+from .library import compiled_block, compiled_norm
 from .native import have_compiled_kernels, kernels_title
 from .norm import fused_norm
 from .parameters import BlockParameters, BlockSettings
@@ -14,6 +15,8 @@ from .sums import wide
 __all__ = [
     'BlockParameters',
     'BlockSettings',
+    'compiled_block',
+    'compiled_norm',
     'fused_block',
     'fused_norm',
     'have_compiled_kernels',

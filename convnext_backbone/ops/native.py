@@ -88,6 +88,12 @@ def load_kernels() -> bool:
         return _load(library_path())
 
 
+@torch.compiler.assume_constant_result
+def _are_loaded() -> bool:
+    """As :func:`load_kernels`, for code that ``torch.compile`` traces."""
+    return load_kernels()
+
+
 def _load(path: Path) -> bool:
     if not path.exists():
         return False
@@ -125,7 +131,7 @@ def have_compiled_kernels(features: Tensor, dtype: torch.dtype) -> bool:
         features: Feature maps of shape ``(N, H, W, C)``.
         dtype: Dtype of the block's matrix products, or of the norm's parameters.
     """
-    return have_kernels_for(features, dtype) and load_kernels()
+    return have_kernels_for(features, dtype) and _are_loaded()
 
 
 def pick_kernels(features: Tensor, dtype: torch.dtype) -> ModuleType:

@@ -44,8 +44,22 @@ class _FusedNorm(torch.autograd.Function):
 
             needs = ctx.needs_input_grad[:3]
             return *plain_gradients(run, ctx.saved_tensors, needs, grad_output), None, None
-        grad = features.to(torch.float32, copy=True)
-        grad_weight, grad_bias, _ = torch.ops.convnext_backbone.norm_backward_(
-            grad, grad_output.resolve_neg().contiguous(), weight, ctx.eps
-        )
-        return grad.to(features.dtype), grad_weight, grad_bias, None, None
+        return *norm_gradients(features, weight, ctx.eps, grad_output), None, None
+
+
+def norm_gradients(
+    features: Tensor, weight: Tensor, eps: float, grad_output: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients with respect to ``features``, the weight and the bias.
+
+    Args:
+        features: As in :func:`fused_norm`, but ``weight`` is contiguous and in float32.
+        weight: As above.
+        eps: As above.
+        grad_output: The gradient with respect to the output, ``(N, H, W, C)`` with any strides.
+    """
+    grad = features.to(torch.float32, copy=True)
+    grad_weight, grad_bias, _ = torch.ops.convnext_backbone.norm_backward_(
+        grad, grad_output.resolve_neg().contiguous(), weight, eps
+    )
+    return grad.to(features.dtype), grad_weight, grad_bias
