@@ -109,13 +109,17 @@ def test_a_compiled_block_saves_no_more_than_the_eager_one():
 
 
 def test_other_sizes_are_not_compiled_again():
-    model = randomize(ConvNextBackbone(ARCH, out_indices=(0, 1), use_grn=True))
+    arch = dict(depths=[1], hidden_sizes=[8])
+    model = randomize(ConvNextBackbone(arch, use_grn=True))
     counter = CompileCounterWithBackend('aot_eager')
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
     for shape in ((2, 3, 32, 64), (3, 3, 96, 32), (5, 3, 48, 72)):
         images = torch.randn(shape)
         assert_same(results(compiled, model, images), results(model, model, images))
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)
+    assert counts[0] > 0
+    assert counts == [counts[0]] * 3
 
 
 def hook(layer, monkeypatch):

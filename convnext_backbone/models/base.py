@@ -50,6 +50,8 @@ class ConvNextBase(LoadsAnyCheckpoint):
             modules (for debugging and comparisons). Default: None, which
             follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is not
             set).
+        prefer: What counts on a GPU: ``'speed'`` (default) runs fused blocks or their modules,
+            whichever is faster; ``'memory'`` always runs blocks fused that train.
         num_stages: Number of stages to build, from the first one; subclasses set it. Default: None,
             all.
         init_cfg: As in mmengine; ``dict(type='Pretrained', checkpoint=..., prefix=...)`` accepts
@@ -83,6 +85,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
         with_cp: bool = False,
         adapt_stem: bool = False,
         fused: bool | None = None,
+        prefer: str = 'speed',
         num_stages: int | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -127,6 +130,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
             norm_eps=self.arch.norm_eps,
             with_cp=with_cp,
             fused=fused,
+            prefer=prefer,
         )
         self.stride = patch_size * 2 ** max(len(self.encoder.stages) - 1, 0)
         self.apply(initialize)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ops import (
+    PREFERENCES,
     BlockParameters,
     BlockSettings,
     compiled_block,
     fused_block,
     is_transformed,
     kernels_title,
+    modules_are_better,
 )
 from .checks import check_flag
 from .drop_path import ConvNextDropPath
@@ -110,13 +112,15 @@ class ConvNextLayer(nn.Module):
         norm_eps: Added to the variance by the norm. Default: 1e-6.
         fused: True runs the block fused if possible, False always runs its modules. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if
-            it is not set).
+            it is not set). On a GPU, None also runs the modules where they are faster.
+        prefer: ``'memory'`` always runs the block fused when it trains on a GPU, even where the
+            modules are faster. Default: ``'speed'``, whichever is faster.
 
     Shape:
         Input and output: ``(N, C, H, W)``. The fused block returns channels_last memory.
 
     Raises:
-        ValueError: If ``hidden_act`` is unknown or ``drop_path`` is outside [0, 1).
+        ValueError: If ``hidden_act`` or ``prefer`` is unknown or ``drop_path`` is outside [0, 1).
         TypeError: If ``drop_path`` is not a number, or a flag is not True or False.
     """
 
@@ -141,8 +145,11 @@ class ConvNextLayer(nn.Module):
         with_cp: bool = False,
         norm_eps: float = 1e-6,
         fused: bool | None = None,
+        prefer: str = 'speed',
     ) -> None:
         super().__init__()
+        if prefer not in PREFERENCES:
+            raise ValueError(f'prefer must be one of {PREFERENCES}, got {prefer!r}')
         if hidden_act not in list(ACTIVATIONS):
             raise ValueError(f'hidden_act must be one of {list(ACTIVATIONS)}, got {hidden_act!r}')
         check_flag('with_cp', with_cp)
@@ -162,6 +169,7 @@ class ConvNextLayer(nn.Module):
         self.drop_path = ConvNextDropPath(drop_path)
         self.with_cp = with_cp
         self.fused = fused
+        self.prefer = prefer
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not is_exported():
@@ -249,7 +257,15 @@ class ConvNextLayer(nn.Module):
             parameters.misfit(hidden_states.shape[1])
             or obstacle_in_tensors(tensors)
             or self._obstacle_in_dtypes(tensors)
+            or self._obstacle_in_times(tensors, len(parameters.norm_weight))
         )
+
+    def _obstacle_in_times(self, tensors: list[Tensor], channels: int) -> str | None:
+        if self.fused:
+            return None
+        device, dtype = tensors[0].device, product_dtype(tensors[0])
+        trains = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return modules_are_better(device, channels, dtype, trains, self.prefer)
 
     @staticmethod
     def _obstacle_in_dtypes(tensors: list[Tensor]) -> str | None:

@@ -5,14 +5,16 @@ and less memory in training. Feature maps here have the shape ``(N, H, W, C)`` a
 """
 
 from .block import fused_block
+from .choice import PREFERENCES, kernels_title, modules_are_better
 from .library import compiled_block, compiled_norm
-from .native import have_compiled_kernels, kernels_title
+from .native import have_compiled_kernels
 from .norm import fused_norm
 from .parameters import BlockParameters, BlockSettings
 from .plain import is_transformed
 from .sums import wide
 
 __all__ = [
+    'PREFERENCES',
     'BlockParameters',
     'BlockSettings',
     'compiled_block',
@@ -22,5 +24,6 @@ __all__ = [
     'have_compiled_kernels',
     'is_transformed',
     'kernels_title',
+    'modules_are_better',
     'wide',
 ]

@@ -14,12 +14,13 @@ needed, and scales of zero are no special case.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from .choice import pick_kernels
 from .mlp import Mlp
-from .native import pick_kernels
 from .parameters import BlockParameters, BlockSettings
 from .plain import backward_is_plain, plain_block, plain_gradients
 from .sums import RunningSum, wide
@@ -85,7 +86,11 @@ class Block:
     """The forward and the backward pass of one block, without autograd.
 
     Args:
-        features: As in :func:`fused_block`, as are the other arguments.
+        features: As in :func:`fused_block`.
+        keep: As there.
+        settings: As there.
+        parameters: As there.
+        kernels: The operators to use. Default: None, those of :func:`pick_kernels`.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Block:
         keep: Tensor | None,
         settings: BlockSettings,
         parameters: BlockParameters,
+        kernels: ModuleType | None = None,
     ) -> None:
         self.features, self.settings = features, settings
         self.p = p = _prepare(settings, parameters)
@@ -102,7 +108,7 @@ class Block:
         self.keep = keep
         if keep is not None:
             self.keep = keep.to(p.norm_weight.dtype).repeat_interleave(self.sample_rows)
-        self.kernels = pick_kernels(features, settings.dtype)
+        self.kernels = kernels or pick_kernels(features, settings.dtype)
 
     def output(self, save: bool) -> tuple[Tensor, Tensor | None]:
         """Returns the block's output and, with ``save``, the pre-activations ``(rows, 4C)``."""

@@ -8,13 +8,12 @@ import os
 import platform
 import threading
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from . import fakes, portable
+from . import fakes
 
 SOURCES = Path(__file__).parent / 'csrc'
 
@@ -132,21 +131,3 @@ def have_compiled_kernels(features: Tensor, dtype: torch.dtype) -> bool:
         dtype: Dtype of the block's matrix products, or of the norm's parameters.
     """
     return have_kernels_for(features, dtype) and _are_loaded()
-
-
-def pick_kernels(features: Tensor, dtype: torch.dtype) -> ModuleType:
-    """Returns the compiled kernels if they support the arguments, else :mod:`portable`."""
-    compiled = have_compiled_kernels(features, dtype)
-    return torch.ops.convnext_backbone if compiled else portable
-
-
-def kernels_title(features: Tensor, dtype: torch.dtype) -> str:
-    """Describes for the log which kernels a block uses, and how to get faster ones."""
-    if have_compiled_kernels(features, dtype):
-        return 'with compiled kernels'
-    if have_kernels_for(features, dtype):
-        return (
-            'but without compiled kernels, which is slower than module by module for small images: '
-            'run python -m convnext_backbone.ops.build to compile the kernels'
-        )
-    return f'in torch operators ({features.shape[-1]} channels in {dtype})'

@@ -60,6 +60,9 @@ def parse_args() -> argparse.Namespace:
         default='both',
         help='memory layout of models and images',
     )
+    parser.add_argument(
+        '--compile', action='store_true', help='also measure all models under torch.compile'
+    )
     parser.add_argument('--repeats', type=int, default=7, help='measured rounds')
     parser.add_argument('--json', type=Path, metavar='OUT', help='file for all results')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='file for a plot')
@@ -73,7 +76,7 @@ def parse_args() -> argparse.Namespace:
     unknown = set(filter(None, args.peers.split(','))) - set(PEERS)
     if unknown:
         parser.error(f'--peers takes {", ".join(PEERS)}, not {", ".join(sorted(unknown))}')
-    fixed = ('arch', 'size', 'peers', 'layout')
+    fixed = ('arch', 'size', 'peers', 'layout', 'compile')
     if args.sweep and any(getattr(args, name) != parser.get_default(name) for name in fixed):
         parser.error(f'--sweep cannot be combined with --{", --".join(fixed)}')
     if args.arch not in ARCHS:
@@ -114,7 +117,11 @@ def make_contenders(args: argparse.Namespace, case: Case, console: Console) -> l
     contenders = []
     for name, build in builders.items():
         try:
-            contenders += [make_contender(name, lay, build(case.arch), case) for lay in layouts]
+            for compiled in (False, True)[: 1 + args.compile]:
+                contenders += [
+                    make_contender(name, layout, build(case.arch), case, compiled)
+                    for layout in layouts
+                ]
         except (ImportError, RuntimeError, ValueError) as error:
             if name.startswith('ours'):
                 raise

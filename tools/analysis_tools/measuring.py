@@ -116,10 +116,14 @@ def run_once(step: Callable[[], None], device: str) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def make_contender(name: str, layout: str, model: nn.Module, case: Case) -> Contender:
-    """Moves a model to its device and layout and measures its memory."""
+def make_contender(
+    name: str, layout: str, model: nn.Module, case: Case, compiled: bool = False
+) -> Contender:
+    """Moves a model to its device and layout, compiles it on demand and measures its memory."""
     others = torch.cuda.memory_allocated() / 2**20 if case.device == 'cuda' else 0.0
     model = model.to(case.device, memory_format=LAYOUTS[layout])
+    if compiled:
+        name, model = f'{name}, compiled', torch.compile(model)
     images = case.images(layout)
     step = make_step(model, images, case)
     memory = 0.0
