@@ -30,7 +30,7 @@ KERNELS = native.library_path()
 @pytest.fixture
 def log(caplog):
     """The lines logged during a test, also if an earlier test logged them."""
-    fusion.log_once.cache_clear()
+    fusion._log_once.cache_clear()
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     yield lambda: [record.getMessage() for record in caplog.records]
@@ -468,28 +468,4 @@ def test_traced_and_exported_models_hold_only_standard_operators():
     assert not [name for name in used if 'convnext' in name or 'mkldnn' in name]
     for result in (exported.module()(images), traced(images)):
         for value, truth in zip(result, model(images), strict=True):
-            torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('args', [{}, {'use_grn': True}, {'with_cp': True}], ids=str)
-def test_compiled_model_has_no_graph_breaks(args, train):
-    torch.compiler.reset()
-    # One block per stage: compiling takes most of the time of this test.
-    arch = dict(depths=[1, 1, 1, 1], hidden_sizes=SMALL['hidden_sizes'])
-    model = randomize(ConvNextBackbone(arch, out_features=STAGES, **args)).train(train)
-    compiled = torch.compile(model, fullgraph=True)
-    images = torch.randn(2, 3, 64, 64)
-    projections = [torch.randn_like(m) for m in model(images)]
-    results = []
-    for run in (model, compiled):
-        model.zero_grad()
-        maps = run(images)
-        torch.autograd.backward(maps, projections)
-        results.append([*maps, *(p.grad for p in model.parameters())])
-        assert all(m.is_contiguous() for m in maps)
-    for value, truth in zip(*results, strict=True):
-        assert (value - truth).norm() < 1e-4 * truth.norm()
-    with torch.no_grad():
-        for value, truth in zip(compiled(images), model(images), strict=True):
             torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-5)

@@ -9,7 +9,7 @@ from measuring import Case, saved_activations
 from torch.autograd import gradcheck
 
 from convnext_backbone import ConvNextBackbone, ConvNextLayer, ConvNextLayerNorm
-from convnext_backbone.ops import block
+from convnext_backbone.ops import BlockParameters, BlockSettings, block
 
 
 def make_layer(dim=24, **args):
@@ -299,3 +299,17 @@ def test_half_and_a_quarter_of_the_memory(kernels):
     lean = saved_activations(lean, images, case)
     assert ours < 0.53 * peer
     assert lean < 0.25 * peer
+
+
+@pytest.mark.parametrize('use_grn', [False, True])
+@torch.no_grad()
+def test_no_step_waits_for_values(use_grn):
+    """Meta tensors have no values: whatever asks for one, as ``item()`` does, is an error."""
+    layer = make_layer(use_grn=use_grn).to('meta')
+    features, keep = torch.empty(2, 9, 7, 24, device='meta'), torch.empty(2, device='meta')
+    settings = BlockSettings(torch.bfloat16, torch.float32, 1e-6, 1e-6, lean=False)
+    fused = block.Block(features, keep, settings, layer._fused_parameters())
+    output, inner = fused.output(save=True)
+    grad, grads = fused.gradients(output, inner, True, set(BlockParameters._fields))
+    assert output.shape == grad.shape == features.shape
+    assert len(grads) == (11 if use_grn else 9)

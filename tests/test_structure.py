@@ -21,7 +21,7 @@ ORDER = (
 
 # The same inside of models.
 MODELS_ORDER = (
-    *('checks', 'fusion', 'drop_path', 'norms', 'blocks', 'encoder', 'base'),
+    *('checks', 'fusion', 'drop_path', 'norms', 'embeddings', 'blocks', 'encoder', 'base'),
     *('out_features', 'deployed', 'freezing', 'backbone', 'model', 'losses', 'classifier'),
 )
 

@@ -15,14 +15,10 @@ import torch.nn.functional as F
 from helpers import REPO
 
 from convnext_backbone.ops import (
-    BlockParameters,
-    BlockSettings,
-    block,
-    fused_block,
+    choice,
     native,
     portable,
 )
-from convnext_backbone.ops.plain import plain_block
 
 pytest.importorskip('triton')
 
@@ -321,36 +317,17 @@ def test_new_sizes_compile_nothing():
     assert result.returncode == 0, result.stderr
 
 
-def test_a_whole_block_has_the_gradients_of_torch_operators(monkeypatch):
-    """With every part of a block: GRN, a layer scale and drop path."""
-    monkeypatch.setattr(block, 'pick_kernels', lambda *args: triton_kernels)
-    settings = BlockSettings(F32, F32, EPS, EPS, lean=False)
-    truth_settings = settings._replace(dtype=torch.float64, output_dtype=torch.float64)
-    shapes = [(8, 1, 7, 7), (8,), (8,), (8,), (32, 8), (32,), (8, 32), (8,), (8,)]
-    shapes += [(1, 1, 1, 32)] * 2
-    parameters = BlockParameters(*(torch.randn(shape).requires_grad_() for shape in shapes))
-    features, grad = maps(2, 3, 2, 8).requires_grad_(), maps(2, 3, 2, 8)
-    keep = torch.tensor([0.0, 1.25])
-    inputs = features, *parameters
-    copies = [t.detach().double().requires_grad_() for t in inputs]
-    output = fused_block(features, keep, settings, parameters)
-    truth = plain_block(copies[0], keep.double(), truth_settings, BlockParameters(*copies[1:]))
-    torch.testing.assert_close(output.double(), truth, rtol=1e-5, atol=1e-4)
-    found = torch.autograd.grad(output, inputs, grad)
-    for value, expected in zip(found, torch.autograd.grad(truth, copies, grad), strict=True):
-        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-3)
-
-
 def test_tensors_on_a_cpu_do_not_use_triton():
     assert native.have_triton()
     features = maps(1, 2, 2, 8)
-    assert not native.have_triton_kernels(features, F32)
-    assert native.pick_kernels(features, F32) is not triton_kernels
+    assert not native.have_triton_kernels(features.device, 8, F32)
+    assert choice.pick_kernels(features, F32) is not triton_kernels
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_tensors_on_a_gpu_use_triton():
+def test_tensors_on_a_gpu_use_triton(monkeypatch):
+    monkeypatch.setenv(choice.VARIABLE, 'triton')
     features = maps(1, 2, 2, 8).cuda()
-    assert native.pick_kernels(features, F32) is triton_kernels
-    assert native.pick_kernels(features, torch.float64) is portable
-    assert native.pick_kernels(features[..., :4], F32) is portable
+    assert choice.pick_kernels(features, F32) is triton_kernels
+    assert choice.pick_kernels(features, torch.float64) is portable
+    assert choice.pick_kernels(features[..., :4], F32) is portable

@@ -2,9 +2,10 @@
 
 from .backbone import ConvNextBackbone, ConvNextBackboneOutput
 from .base import ConvNextBase
-from .blocks import ConvNextEmbeddings, ConvNextLayer
+from .blocks import ConvNextLayer
 from .classifier import ConvNextForImageClassification
 from .drop_path import ConvNextDropPath, drop_path
+from .embeddings import ConvNextEmbeddings
 from .encoder import ConvNextEncoder, ConvNextStage
 from .model import ConvNextModel, ConvNextModelOutput
 from .norms import ConvNextGRN, ConvNextLayerNorm

@@ -53,7 +53,7 @@ class ConvNextBackbone(ConvNextBase):
         **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
             ``patch_size``, ``hidden_act``, ``use_grn``, ``drop_path_rate``,
             ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``, ``with_cp``,
-            ``adapt_stem``, ``output_stride``, ``fused``, ``init_cfg``.
+            ``adapt_stem``, ``output_stride``, ``fused``, ``prefer``, ``init_cfg``.
 
     Attributes:
         stage_names: ``('stem', 'stage1', ..., 'stageN')`` of the architecture.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..arch import resolve_arch
 from ..checkpoint import LoadsAnyCheckpoint, Target
-from .blocks import ConvNextEmbeddings
 from .checks import check_finite, check_flag, check_integer, check_positive
+from .embeddings import ConvNextEmbeddings
 from .encoder import ConvNextEncoder
 
 
@@ -56,6 +56,8 @@ class ConvNextBase(LoadsAnyCheckpoint):
             modules (for debugging and comparisons). Default: None, which
             follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is not
             set).
+        prefer: What counts on a GPU: ``'speed'`` (default) runs fused blocks or their modules,
+            whichever is faster; ``'memory'`` always runs blocks fused that train.
         num_stages: Number of stages to build, from the first one; subclasses set it. Default: None,
             all.
         init_cfg: As in mmengine; ``dict(type='Pretrained', checkpoint=..., prefix=...)`` accepts
@@ -90,6 +92,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
         adapt_stem: bool = False,
         output_stride: int | None = None,
         fused: bool | None = None,
+        prefer: str = 'speed',
         num_stages: int | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -135,6 +138,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
             norm_eps=self.arch.norm_eps,
             with_cp=with_cp,
             fused=fused,
+            prefer=prefer,
         )
         self.strides_of_stages = [patch_size * stride for stride in self.encoder.strides]
         self.stride = max(self.strides_of_stages, default=patch_size)

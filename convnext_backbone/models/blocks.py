@@ -1,4 +1,4 @@
-"""The building blocks of ConvNeXt (Liu et al. 2022) and ConvNeXt V2 (Woo et al. 2023)."""
+"""The block of ConvNeXt (Liu et al. 2022) and ConvNeXt V2 (Woo et al. 2023)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import BlockParameters, BlockSettings, fused_block, is_transformed, kernels_title
+from ..ops import (
+    PREFERENCES,
+    BlockParameters,
+    BlockSettings,
+    compiled_block,
+    fused_block,
+    is_transformed,
+    kernels_title,
+    modules_are_better,
+)
 from .checks import check_flag
 from .drop_path import ConvNextDropPath
 from .fusion import (
     fused_replaces,
-    is_traced,
+    is_exported,
     log_once,
     obstacle_in_functions,
     obstacle_in_modules,
@@ -34,54 +43,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 # The matrix products of a fused block have one of these dtypes.
 FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class ConvNextEmbeddings(nn.Module):
-    """The stem: a convolution that embeds non-overlapping patches, and a norm.
-
-    Args:
-        num_channels: Number of image channels. Default: 3.
-        hidden_size: Number of channels of the embedding, C. Default: 96.
-        patch_size: Side of a patch in pixels, P. Default: 4.
-        norm_eps: Added to the variance by the norm. Default: 1e-6.
-        fused: As in :class:`ConvNextLayerNorm`. Default: None.
-
-    Shape:
-        Input: ``(N, num_channels, H, W)``; output: ``(N, C, H // P, W // P)``.
-    """
-
-    def __init__(
-        self,
-        num_channels: int = 3,
-        hidden_size: int = 96,
-        patch_size: int = 4,
-        norm_eps: float = 1e-6,
-        fused: bool | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_channels = num_channels
-        self.patch_embeddings = nn.Conv2d(
-            num_channels, hidden_size, kernel_size=patch_size, stride=patch_size
-        )
-        self.layernorm = ConvNextLayerNorm(
-            hidden_size, eps=norm_eps, data_format='channels_first', fused=fused
-        )
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Embeds a batch of images.
-
-        Raises:
-            ValueError: If the number of image channels is not ``num_channels``.
-        """
-        if pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f'the images have {pixel_values.shape[1]} channels, but the stem was built for '
-                f'{self.num_channels}: build the model with num_channels={pixel_values.shape[1]}, '
-                f'or pass images of shape (N, {self.num_channels}, H, W)'
-            )
-        if not is_transformed():  # vmap knows no memory formats
-            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        return self.layernorm(self.patch_embeddings(pixel_values))
 
 
 class ConvNextLayer(nn.Module):
@@ -107,13 +68,15 @@ class ConvNextLayer(nn.Module):
         norm_eps: Added to the variance by the norm. Default: 1e-6.
         fused: True runs the block fused if possible, False always runs its modules. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if
-            it is not set).
+            it is not set). On a GPU, None also runs the modules where they are faster.
+        prefer: ``'memory'`` always runs the block fused when it trains on a GPU, even where the
+            modules are faster. Default: ``'speed'``, whichever is faster.
 
     Shape:
         Input and output: ``(N, C, H, W)``. The fused block returns channels_last memory.
 
     Raises:
-        ValueError: If ``hidden_act`` is unknown or ``drop_path`` is outside [0, 1).
+        ValueError: If ``hidden_act`` or ``prefer`` is unknown or ``drop_path`` is outside [0, 1).
         TypeError: If ``drop_path`` is not a number, or a flag is not True or False.
     """
 
@@ -139,8 +102,11 @@ class ConvNextLayer(nn.Module):
         dilation: int = 1,
         norm_eps: float = 1e-6,
         fused: bool | None = None,
+        prefer: str = 'speed',
     ) -> None:
         super().__init__()
+        if prefer not in PREFERENCES:
+            raise ValueError(f'prefer must be one of {PREFERENCES}, got {prefer!r}')
         if hidden_act not in list(ACTIVATIONS):
             raise ValueError(f'hidden_act must be one of {list(ACTIVATIONS)}, got {hidden_act!r}')
         check_flag('with_cp', with_cp)
@@ -162,9 +128,10 @@ class ConvNextLayer(nn.Module):
         self.drop_path = ConvNextDropPath(drop_path)
         self.with_cp = with_cp
         self.fused = fused
+        self.prefer = prefer
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if not is_traced():
+        if not is_exported():
             obstacle = obstacle_in_switch(self.fused) or self._obstacle_in_modules()
             if obstacle is None:
                 parameters = self._fused_parameters()
@@ -206,7 +173,8 @@ class ConvNextLayer(nn.Module):
         settings = self._fused_settings(hidden_states)
         log_once(f'ConvNeXt blocks run fused, {kernels_title(features, settings.dtype)}')
         keep = self.drop_path.factors(hidden_states)
-        output = fused_block(features, keep, settings, parameters)
+        run = compiled_block if torch.compiler.is_compiling() else fused_block
+        output = run(features, keep, settings, parameters)
         return output.permute(0, 3, 1, 2)
 
     def _fused_settings(self, hidden_states: Tensor) -> BlockSettings:
@@ -244,15 +212,15 @@ class ConvNextLayer(nn.Module):
         if obstacle is not None:
             return obstacle
         if self.act.approximate != 'none':
-            return f'their activation is {self.act}'
+            return f'their act is GELU with approximate={self.act.approximate}'
         conv = self.dwconv
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode
         if geometry != ((7, 7), (1, 1), (3, 3), (1, 1), 'zeros') or conv.groups != conv.in_channels:
             reason = ', whose dilation no fused function has' if conv.dilation != (1, 1) else ''
-            return f'their dwconv is {conv}{reason}'
+            return f'their dwconv is Conv2d of geometry {geometry}, groups={conv.groups}{reason}'
         norm = self.layernorm
         if (norm.data_format, norm.normalized_shape) != ('channels_last', (conv.out_channels,)):
-            return f'their layernorm is {norm}'
+            return f'their layernorm is {norm.data_format} of {norm.normalized_shape} channels'
         return None
 
     def _obstacle_in_tensors(
@@ -263,7 +231,15 @@ class ConvNextLayer(nn.Module):
             parameters.misfit(hidden_states.shape[1])
             or obstacle_in_tensors(tensors)
             or self._obstacle_in_dtypes(tensors)
+            or self._obstacle_in_times(tensors, len(parameters.norm_weight))
         )
+
+    def _obstacle_in_times(self, tensors: list[Tensor], channels: int) -> str | None:
+        if self.fused:
+            return None
+        device, dtype = tensors[0].device, product_dtype(tensors[0])
+        trains = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return modules_are_better(device, channels, dtype, trains, self.prefer)
 
     @staticmethod
     def _obstacle_in_dtypes(tensors: list[Tensor]) -> str | None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..ops import map_norm, pick_kernels, wide
 from ..ops.packed import PackedLinear
-from .blocks import ConvNextEmbeddings, ConvNextLayer
+from .blocks import ConvNextLayer
+from .embeddings import ConvNextEmbeddings
 from .encoder import ConvNextStage
 from .norms import ConvNextGRN, ConvNextLayerNorm
 

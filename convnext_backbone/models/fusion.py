@@ -76,12 +76,9 @@ def obstacle_in_functions() -> str | None:
     return None
 
 
-def is_traced() -> bool:
-    """Whether a compiler or an exporter runs the code.
-
-    They need the modules: compilers fuse them, and exporters do not know the fused operators.
-    """
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+def is_exported() -> bool:
+    """Whether an exporter or a tracer runs the code. They do not know the fused operators."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def obstacle_in_switch(fused: bool | None) -> str | None:
@@ -112,10 +109,10 @@ def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]
     for name, allowed in types.items():
         inner = getattr(module, name)
         if type(inner) not in allowed:
-            return f'their {name} was replaced by {inner}'
-        if not vars(inner).keys().isdisjoint(METHODS):
-            (method, *_) = vars(inner).keys() & METHODS
-            return f'the {method} of their {name} was replaced'
+            return f'their {name} was replaced by {type(inner).__name__}'
+        for method in METHODS:
+            if method in vars(inner):
+                return f'the {method} of their {name} was replaced'
         if _has_hooks(inner):
             return f'hooks are registered on their {name}'
     if any(getattr(nn.modules.module, hooks) for hooks in _GLOBAL_HOOKS):
@@ -129,14 +126,17 @@ def obstacle_in_tensors(tensors: list[Tensor]) -> str | None:
     if subclasses:
         names = sorted(subclass.__name__ for subclass in subclasses)
         return f'they are given {", ".join(names)} instead of plain tensors'
-    if any(map(Tensor.is_neg, tensors)):
+    # These two checks cannot be traced. The operators of compiled models resolve signs, and torch
+    # compiles nothing in dispatch modes.
+    eager = not torch.compiler.is_compiling()
+    if eager and any(map(Tensor.is_neg, tensors)):
         return 'a tensor is a view whose sign is not resolved yet: call resolve_neg()'
     devices = {t.device for t in tensors}
     if len(devices) > 1 or tensors[0].device.type not in DEVICES:
         return f'their tensors are on {", ".join(sorted(map(str, devices)))}'
     if tensors[0].numel() == 0:
         return 'the feature maps are empty'
-    if is_transformed() or _get_current_dispatch_mode() is not None:
+    if is_transformed() or (eager and _get_current_dispatch_mode() is not None):
         return 'a function transform, forward-mode differentiation or a dispatch mode is active'
     if {type(mode) for mode in _get_current_function_mode_stack()} - {DeviceContext}:
         return 'a function mode is active'
@@ -151,9 +151,14 @@ def product_dtype(features: Tensor) -> torch.dtype:
     return features.dtype
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def log_once(message: str) -> None:
-    """Logs a message once per process."""
+    """Logs a message once per process. A compiled model logs while it is compiled."""
+    _log_once(message)
+
+
+@functools.cache
+def _log_once(message: str) -> None:
     print_log(message, logger='current')
 
 

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import fused_norm, have_compiled_kernels, wide
+from ..ops import compiled_norm, fused_norm, have_norm_kernels, wide
 from .checks import check_flag
 from .fusion import (
     fused_replaces,
-    is_traced,
+    is_exported,
     obstacle_in_functions,
     obstacle_in_switch,
     obstacle_in_tensors,
@@ -60,7 +60,8 @@ class ConvNextLayerNorm(nn.LayerNorm):
             return self.normalize(features)
         channels_last = features.permute(0, *range(2, features.ndim), 1)
         if self._can_be_fused(channels_last):
-            normed = fused_norm(channels_last, self.weight, self.bias, self.eps, self.contiguous)
+            run = compiled_norm if torch.compiler.is_compiling() else fused_norm
+            normed = run(channels_last, self.weight, self.bias, self.eps, self.contiguous)
             return normed if self.contiguous else normed.permute(0, 3, 1, 2)
         normed = self.normalize(channels_last).permute(
             0, features.ndim - 1, *range(1, features.ndim - 1)
@@ -82,7 +83,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
         """Whether kernels are available and give the same result as :meth:`normalize`."""
         return (
             features.ndim == 4
-            and not is_traced()
+            and not is_exported()
             and obstacle_in_switch(self.fused) is None
             and obstacle_in_functions() is None
             and type(self).normalize is ConvNextLayerNorm.normalize
@@ -92,7 +93,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
             and self.weight.shape == self.bias.shape == self.normalized_shape
             and self.normalized_shape == features.shape[-1:]
             and obstacle_in_tensors([features, self.weight, self.bias]) is None
-            and have_compiled_kernels(features, self.weight.dtype)
+            and have_norm_kernels(features, self.weight.dtype)
         )
 
 

@@ -5,21 +5,26 @@ and less memory in training. Feature maps here have the shape ``(N, H, W, C)`` a
 """
 
 from .block import fused_block
-from .native import have_compiled_kernels, kernels_title, pick_kernels
+from .choice import PREFERENCES, have_norm_kernels, kernels_title, modules_are_better, pick_kernels
+from .library import compiled_block, compiled_norm
 from .norm import fused_norm, map_norm
 from .parameters import BlockParameters, BlockSettings
 from .plain import is_transformed
 from .sums import wide
 
 __all__ = [
+    'PREFERENCES',
     'BlockParameters',
     'BlockSettings',
+    'compiled_block',
+    'compiled_norm',
     'fused_block',
     'fused_norm',
-    'have_compiled_kernels',
+    'have_norm_kernels',
     'is_transformed',
     'kernels_title',
     'map_norm',
+    'modules_are_better',
     'pick_kernels',
     'wide',
 ]

@@ -15,12 +15,13 @@ precision.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from .choice import pick_kernels
 from .mlp import Mlp
-from .native import pick_kernels
 from .parameters import BlockParameters, BlockSettings
 from .plain import backward_is_plain, plain_block, plain_gradients
 from .scaling import choose_scaling, undone
@@ -49,25 +50,21 @@ def fused_block(
     with torch.autocast(features.device.type, enabled=False):
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return _FusedBlock.apply(features, keep, settings, *parameters)
-        block = _Block(features, keep, settings, _prepare(settings, parameters))
-        return block.output(save=False)[0]
+        return Block(features, keep, settings, parameters).output(save=False)[0]
 
 
 class _FusedBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, keep, settings, *parameters):
-        p = _prepare(settings, BlockParameters(*parameters))
-        block = _Block(features, keep, settings, p)
-        output, saved = block.output(save=not settings.lean)
+        block = Block(features, keep, settings, BlockParameters(*parameters))
+        output, inner = block.output(save=not settings.lean)
         ctx.settings = settings
-        ctx.save_for_backward(features, keep, *parameters, *saved)
+        ctx.save_for_backward(features, keep, inner, *parameters)
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
-        features, keep, *tensors = ctx.saved_tensors
-        count = len(BlockParameters._fields)
-        parameters, saved = BlockParameters(*tensors[:count]), tensors[count:]
+        features, keep, inner, *parameters = ctx.saved_tensors
         needs_features, _, _, *needs_parameters = ctx.needs_input_grad
         names = zip(BlockParameters._fields, needs_parameters, strict=True)
         needs = {name for name, is_needed in names if is_needed}
@@ -80,47 +77,59 @@ class _FusedBlock(torch.autograd.Function):
                 inputs, are_needed = (features, *parameters), (needs_features, *needs_parameters)
                 grad_features, *plain = plain_gradients(run, inputs, are_needed, grad_output)
                 return grad_features, None, None, *plain
-            block = _Block(features, keep, ctx.settings, _prepare(ctx.settings, parameters))
+            block = Block(features, keep, ctx.settings, BlockParameters(*parameters))
             grad_features, grads = block.gradients(
-                grad_output.resolve_neg().contiguous(), saved, needs_features, needs
+                grad_output.resolve_neg().contiguous(), inner, needs_features, needs
             )
         return grad_features, None, None, *(grads.get(name) for name in BlockParameters._fields)
 
 
-class _Block:
-    """The forward and the backward pass of one block."""
+class Block:
+    """The forward and the backward pass of one block, without autograd.
+
+    Args:
+        features: As in :func:`fused_block`.
+        keep: As there.
+        settings: As there.
+        parameters: As there.
+        kernels: The operators to use. Default: None, those of :func:`pick_kernels`.
+    """
 
     def __init__(
-        self, features: Tensor, keep: Tensor | None, settings: BlockSettings, p: BlockParameters
+        self,
+        features: Tensor,
+        keep: Tensor | None,
+        settings: BlockSettings,
+        parameters: BlockParameters,
+        kernels: ModuleType | None = None,
     ) -> None:
-        self.features, self.settings, self.p = features, settings, p
+        self.features, self.settings = features, settings
+        self.p = p = _prepare(settings, parameters)
         self.rows = features.view(-1, features.shape[-1])
         self.sample_rows = len(self.rows) // len(features)
         self.keep = keep
         if keep is not None:
             self.keep = keep.to(p.norm_weight.dtype).repeat_interleave(self.sample_rows)
-        self.kernels = pick_kernels(features, settings.dtype)
+        self.kernels = kernels or pick_kernels(features, settings.dtype)
 
-    def output(self, save: bool) -> tuple[Tensor, list[Tensor]]:
-        """Returns the block's output and, with ``save``, the pre-activations in parts."""
+    def output(self, save: bool) -> tuple[Tensor, Tensor | None]:
+        """Returns the block's output and, with ``save``, the pre-activations ``(rows, 4C)``."""
         kernels, p = self.kernels, self.p
         normed, _ = self.depthwise_norm(keep_convolved=False)
         output = torch.empty_like(self.features, dtype=self.settings.output_dtype)
         output_rows = output.view_as(self.rows)
-        mlp, saved = Mlp(kernels, self.settings, p, self.sample_rows), []
+        mlp = Mlp(kernels, self.settings, p, self.sample_rows)
+        inner = mlp.inner(normed) if save else None
         for part in self.parts():
-            inner = mlp.inner(normed[part]) if save else None
-            if inner is not None:
-                saved.append(inner)
-            branch = mlp.branch(normed[part], inner)
+            branch = mlp.branch(normed[part], None if inner is None else inner[part])
             keep = None if self.keep is None else self.keep[part]
             kernels.add_branch_(output_rows[part], self.rows[part], branch, p.layer_scale, keep)
-        return output, saved
+        return output, inner
 
     def gradients(
         self,
         grad_output: Tensor,
-        saved: list[Tensor],
+        inner: Tensor | None,
         needs_features: bool,
         needs: set[str],
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -128,7 +137,7 @@ class _Block:
 
         Args:
             grad_output: The gradient with respect to the block's output, ``(N, H, W, C)``.
-            saved: What :meth:`output` saved. If it is empty, the pre-activations are recomputed.
+            inner: The pre-activations that :meth:`output` saved, or None to recompute them.
             needs_features: Whether the feature maps need a gradient.
             needs: Names of the parameters that need a gradient.
         """
@@ -142,9 +151,9 @@ class _Block:
         # The loop replaces the rows of the convolution's output by the gradient with respect to it.
         rows, norm_sums = convolved.view_as(self.rows), RunningSum()
         mlp = Mlp(kernels, settings, p, self.sample_rows)
-        for i, part in enumerate(self.parts()):
-            inner = saved[i] if saved else mlp.inner(normed[part])
-            grad_normed = mlp.backward(grad_branch[part], normed[part], inner, scaling, needs)
+        for part in self.parts():
+            part_inner = mlp.inner(normed[part]) if inner is None else inner[part]
+            grad_normed = mlp.backward(grad_branch[part], normed[part], part_inner, scaling, needs)
             norm_sums.add(
                 kernels.norm_backward_(rows[part], grad_normed, p.norm_weight, settings.norm_eps)
             )

@@ -9,13 +9,12 @@ import os
 import platform
 import threading
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from . import fakes, portable
+from . import fakes
 
 SOURCES = Path(__file__).parent / 'csrc'
 
@@ -95,6 +94,12 @@ def load_kernels() -> bool:
         return _load(library_path())
 
 
+@torch.compiler.assume_constant_result
+def _are_loaded() -> bool:
+    """As :func:`load_kernels`, for code that ``torch.compile`` traces."""
+    return load_kernels()
+
+
 def _load(path: Path) -> bool:
     if not path.exists():
         return False
@@ -135,51 +140,29 @@ def have_triton() -> bool:
     return tuple(map(int, triton.__version__.split('.')[:2])) >= MIN_TRITON
 
 
-def have_triton_kernels(features: Tensor, dtype: torch.dtype) -> bool:
-    """Whether Triton kernels can be used; the arguments are those of :func:`pick_kernels`."""
+def have_triton_kernels(device: torch.device, channels: int, dtype: torch.dtype) -> bool:
+    """Whether Triton kernels can be used.
+
+    Args:
+        device: Device of the feature maps.
+        channels: Their number of channels.
+        dtype: Dtype of the matrix products, or of the input of a norm.
+    """
     return (
-        features.is_cuda
+        device.type == 'cuda'
         and torch.version.hip is None
-        and all(d in TRITON_DTYPES for d in (features.dtype, dtype))
-        and features.shape[-1] % 8 == 0
-        and torch.cuda.get_device_capability(features.device) >= MIN_CAPABILITY
+        and dtype in TRITON_DTYPES
+        and channels % 8 == 0
+        and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
         and have_triton()
     )
 
 
 def have_compiled_kernels(features: Tensor, dtype: torch.dtype) -> bool:
-    """Whether compiled or Triton kernels can be used.
-
-    The arguments are those of :func:`pick_kernels`.
-    """
-    on_cpu = have_kernels_for(features, dtype) and load_kernels()
-    return on_cpu or have_triton_kernels(features, dtype)
-
-
-def pick_kernels(features: Tensor, dtype: torch.dtype) -> ModuleType:
-    """Returns the compiled or the Triton kernels if they can be used, else :mod:`portable`.
+    """Whether compiled kernels are available that support ``features`` and ``dtype``.
 
     Args:
         features: Feature maps of shape ``(N, H, W, C)``.
-        dtype: Dtype of the block's matrix products, or of the norm's parameters.
+        dtype: Dtype of the block's matrix products.
     """
-    if have_triton_kernels(features, dtype):
-        from . import triton_kernels  # it needs Triton
-
-        return triton_kernels
-    compiled = have_compiled_kernels(features, dtype)
-    return torch.ops.convnext_backbone if compiled else portable
-
-
-def kernels_title(features: Tensor, dtype: torch.dtype) -> str:
-    """Describes for the log which kernels a block uses, and how to get faster ones."""
-    if have_triton_kernels(features, dtype):
-        return 'with Triton kernels'
-    if have_compiled_kernels(features, dtype):
-        return 'with compiled kernels'
-    if have_kernels_for(features, dtype):
-        return (
-            'but without compiled kernels, which is slower than module by module for small images: '
-            'run python -m convnext_backbone.ops.build to compile the kernels'
-        )
-    return f'in torch operators ({features.shape[-1]} channels in {dtype})'
+    return have_kernels_for(features, dtype) and _are_loaded()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import have_compiled_kernels, pick_kernels
+from .choice import have_norm_kernels, pick_kernels
 from .plain import backward_is_plain, plain_gradients, plain_norm
 
 
@@ -30,8 +30,8 @@ def map_norm(
     features: Tensor, weight: Tensor, bias: Tensor, eps: float, channels_first: bool
 ) -> Tensor:
     """Computes what :func:`fused_norm` computes, without gradients, with or without kernels."""
-    if have_compiled_kernels(features, weight.dtype):
-        kernels = pick_kernels(features, weight.dtype)
+    if have_norm_kernels(features, weight.dtype):
+        kernels = pick_kernels(features, features.dtype)
         return kernels.norm(features, weight, bias, eps, channels_first)
     normed = plain_norm(features, weight, bias, eps)
     return normed.permute(0, 3, 1, 2).contiguous() if channels_first else normed
@@ -42,7 +42,7 @@ class _FusedNorm(torch.autograd.Function):
     def forward(ctx, features, weight, bias, eps, channels_first):
         ctx.eps, ctx.channels_first = eps, channels_first
         ctx.save_for_backward(features, weight, bias)
-        kernels = pick_kernels(features, weight.dtype)
+        kernels = pick_kernels(features, features.dtype)
         return kernels.norm(features, weight, bias, eps, channels_first)
 
     @staticmethod
@@ -57,9 +57,23 @@ class _FusedNorm(torch.autograd.Function):
 
             needs = ctx.needs_input_grad[:3]
             return *plain_gradients(run, ctx.saved_tensors, needs, grad_output), None, None
-        grad = features.to(torch.float32, copy=True)
-        kernels = pick_kernels(features, weight.dtype)
-        grad_weight, grad_bias, _ = kernels.norm_backward_(
-            grad, grad_output.resolve_neg().contiguous(), weight, ctx.eps
-        )
-        return grad.to(features.dtype), grad_weight, grad_bias, None, None
+        return *norm_gradients(features, weight, ctx.eps, grad_output), None, None
+
+
+def norm_gradients(
+    features: Tensor, weight: Tensor, eps: float, grad_output: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients with respect to ``features``, the weight and the bias.
+
+    Args:
+        features: As in :func:`fused_norm`, but ``weight`` is contiguous and in float32.
+        weight: As above.
+        eps: As above.
+        grad_output: The gradient with respect to the output, ``(N, H, W, C)`` with any strides.
+    """
+    grad = features.to(torch.float32, copy=True)
+    kernels = pick_kernels(features, features.dtype)
+    grad_weight, grad_bias, _ = kernels.norm_backward_(
+        grad, grad_output.resolve_neg().contiguous(), weight, eps
+    )
+    return grad.to(features.dtype), grad_weight, grad_bias

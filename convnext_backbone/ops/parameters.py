@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# The parameters that a block may not have.
+OPTIONAL = ('layer_scale', 'grn_weight', 'grn_bias')
+
 
 class BlockParameters(NamedTuple):
     """The parameters of a block, as a :class:`convnext_backbone.ConvNextLayer` stores them.
@@ -50,7 +53,7 @@ class BlockParameters(NamedTuple):
         )
         for name, tensor in zip(self._fields, self, strict=True):
             shape = shapes.get(name, vector)
-            if tensor is None and name in ('layer_scale', 'grn_weight', 'grn_bias'):
+            if tensor is None and name in OPTIONAL:
                 continue
             if tensor is None or tensor.shape != shape:
                 found = 'missing' if tensor is None else f'of shape {tuple(tensor.shape)}'

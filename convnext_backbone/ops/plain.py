@@ -16,6 +16,7 @@ from .parameters import BlockParameters, BlockSettings
 from .sums import wide
 
 
+@torch.compiler.assume_constant_result  # torch.compile compiles again for other transforms
 def is_transformed() -> bool:
     """Whether a function transform of ``torch.func`` or forward-mode differentiation is active."""
     return (

@@ -1,0 +1,246 @@
+"""Which implementation of a block runs on a GPU: Triton kernels, torch operators or the modules.
+
+On a card, the candidates are timed at the first block of a width and a dtype, in a fraction of a
+second (and once the compilation of the Triton kernels). The times are kept in a file, so the next
+process measures nothing. The fused candidate with the faster training step runs, unless the modules
+are faster still. With ``prefer='memory'``, blocks that train always run fused, as the modules keep
+about twice as much for the backward pass.
+
+``CONVNEXT_KERNELS`` overrides the choice: ``triton``, ``torch`` or ``modules`` instead of ``auto``.
+Nothing is timed under deterministic algorithms and while a CUDA graph is captured, when times
+mean nothing: Triton kernels run if there are any, and else the modules.
+
+In a distributed job, the rank that gets to a width first measures it, or finds it in its file, and
+writes it to the store of the process group, where the others read it. So all ranks choose
+the same, and no rank must get there at the same time as another.
+
+On the CPU, blocks always run fused: there the gain is known.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+from mmengine.logging import print_log
+from torch import Tensor
+
+from . import portable, timings
+from .native import (
+    TRITON_DTYPES,
+    have_compiled_kernels,
+    have_kernels_for,
+    have_triton,
+    have_triton_kernels,
+)
+from .timings import Times
+
+VARIABLE = 'CONVNEXT_KERNELS'
+CHOICES = ('auto', 'triton', 'torch', 'modules')
+PREFERENCES = ('speed', 'memory')
+
+_measuring = threading.Lock()
+
+
+def pick_kernels(features: Tensor, dtype: torch.dtype) -> ModuleType:
+    """Returns the operators of a fused block: compiled or Triton kernels, or :mod:`portable`.
+
+    Args:
+        features: Feature maps of shape ``(N, H, W, C)``.
+        dtype: Dtype of the matrix products.
+
+    Raises:
+        ValueError: As :func:`setting`.
+    """
+    if features.device.type == 'cuda':
+        return operators(fused_kernels(features.device, features.shape[-1], dtype))
+    if have_compiled_kernels(features, dtype):
+        return torch.ops.convnext_backbone
+    return portable
+
+
+def kernels_title(features: Tensor, dtype: torch.dtype) -> str:
+    """Describes for the log which kernels a block uses, and how to get faster ones."""
+    if features.device.type == 'cuda':
+        name = fused_kernels(features.device, features.shape[-1], dtype)
+        if name == 'triton':
+            return 'with Triton kernels'
+    elif have_compiled_kernels(features, dtype):
+        return 'with compiled kernels'
+    elif have_kernels_for(features, dtype):
+        return (
+            'but without compiled kernels, which is slower than module by module for small images: '
+            'run python -m convnext_backbone.ops.build to compile the kernels'
+        )
+    return f'in torch operators ({features.shape[-1]} channels in {dtype})'
+
+
+@torch.compiler.assume_constant_result
+def fused_kernels(device: torch.device, channels: int, dtype: torch.dtype) -> str:
+    """Returns which kernels fused blocks use on a GPU: ``triton`` or ``torch``.
+
+    Raises:
+        ValueError: As :func:`setting`.
+    """
+    name = setting()
+    if name == 'torch' or not have_triton_kernels(device, channels, dtype):
+        return 'torch'
+    if name == 'triton' or fixed():
+        return 'triton'
+    # Also with 'modules', which fused=True overrides.
+    return fused_candidate(known_times(device, channels, dtype))
+
+
+@torch.compiler.assume_constant_result
+def fused_norm_is_better(device: torch.device, channels: int, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernel of a norm runs on a GPU: where those of blocks do.
+
+    Raises:
+        ValueError: As :func:`setting`.
+    """
+    return setting() != 'modules' and fused_kernels(device, channels, dtype) == 'triton'
+
+
+def have_norm_kernels(features: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for the norm of a feature map, and it should run.
+
+    Args:
+        features: Feature maps of shape ``(N, H, W, C)``.
+        dtype: Dtype of the norm's parameters.
+    """
+    if features.device.type == 'cuda':
+        is_better = fused_norm_is_better(features.device, features.shape[-1], features.dtype)
+        return is_better and dtype in TRITON_DTYPES
+    return have_compiled_kernels(features, dtype)
+
+
+@torch.compiler.assume_constant_result
+def modules_are_better(
+    device: torch.device, channels: int, dtype: torch.dtype, trains: bool, prefer: str
+) -> str | None:
+    """Returns why the modules of a block should run on a device, or None if it should run fused.
+
+    Args:
+        device: The device of the feature maps.
+        channels: Their number of channels.
+        dtype: Dtype of the matrix products.
+        trains: Whether there will be a backward pass.
+        prefer: ``'speed'`` or ``'memory'``.
+
+    Raises:
+        ValueError: As :func:`setting`.
+    """
+    if device.type != 'cuda':
+        return None
+    name = setting()
+    if name != 'auto':
+        return f'{VARIABLE}={name}' if name == 'modules' else None
+    reason = fixed()
+    if reason is not None:
+        if have_triton_kernels(device, channels, dtype):
+            return None
+        return f'there are no Triton kernels for them, and the choice is fixed: {reason}'
+    if trains and prefer == 'memory':
+        return None
+    times = known_times(device, channels, dtype)
+    step = times['train' if trains else 'inference']
+    if step['modules'] >= step[fused_candidate(times)]:
+        return None
+    return f'they are faster on {torch.cuda.get_device_name(device)}'
+
+
+def setting() -> str:
+    """Returns the value of the environment variable ``CONVNEXT_KERNELS``. Default: ``auto``.
+
+    Raises:
+        ValueError: If it is unknown, or ``triton`` and Triton is not installed.
+    """
+    name = os.environ.get(VARIABLE, 'auto')
+    if name not in CHOICES:
+        allowed = ', '.join(CHOICES)
+        raise ValueError(
+            f'the environment variable {VARIABLE} must be one of {allowed}, got {name!r}'
+        )
+    if name == 'triton' and not have_triton():
+        raise ValueError(f'{VARIABLE}=triton needs Triton: run pip install triton')
+    return name
+
+
+def fixed() -> str | None:
+    """Returns why nothing may be timed now, or None if it may."""
+    if torch.are_deterministic_algorithms_enabled():
+        return 'deterministic algorithms are on'
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return 'a CUDA graph is captured'
+    return None
+
+
+def fused_candidate(times: Times) -> str:
+    """Returns the fused candidate with the fastest training step."""
+    fused = {name: value for name, value in times['train'].items() if name != 'modules'}
+    return min(fused, key=fused.__getitem__)
+
+
+def operators(name: str) -> ModuleType:
+    """Returns the operators of a fused candidate, ``triton`` or ``torch``."""
+    if name == 'torch':
+        return portable
+    from . import triton_kernels
+
+    return triton_kernels
+
+
+@functools.cache
+def known_times(device: torch.device, channels: int, dtype: torch.dtype) -> Times:
+    """Returns the times on a device, the same on all ranks of a job, and measures at most once."""
+
+    def find() -> Times:
+        return stored_times(device, channels, dtype)
+
+    with _measuring:
+        if not (dist.is_available() and dist.is_initialized()):
+            return find()
+        store = dist.distributed_c10d._get_default_store()
+        return shared_times(store, f'convnext {channels} {dtype}', find)
+
+
+def shared_times(store: dist.Store, key: str, find: Callable[[], Times]) -> Times:
+    """Returns the times of the first process that asks a store for a key.
+
+    The first process never waits for another. If it fails, so do the others, after the store's
+    timeout.
+    """
+    if store.add(f'{key} asked', 1) == 1:
+        store.set(key, json.dumps(find()))
+    return json.loads(store.get(key))
+
+
+def stored_times(device: torch.device, channels: int, dtype: torch.dtype) -> Times:
+    """Returns the times in the file, or measures and stores them."""
+    card = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
+    path, key = timings.file(), f'{card}, {channels} channels, {dtype}'
+    times = timings.load(path).get(key)
+    if times is None:
+        from .trial import time_block  # which runs blocks, which ask this module
+
+        times = time_block(device, channels, dtype, candidates(device, channels, dtype))
+        timings.save(path, key, times)
+        texts = (f'{name} {value:.2f}' for name, value in sorted(times['train'].items()))
+        print_log(
+            f'ConvNeXt blocks timed on {key}: ms of a training step: {", ".join(texts)}; '
+            f'kept in {path}',
+            logger='current',
+        )
+    return times
+
+
+def candidates(device: torch.device, channels: int, dtype: torch.dtype) -> dict[str, ModuleType]:
+    """Returns the operators of all fused candidates, by name."""
+    names = ('triton', 'torch') if have_triton_kernels(device, channels, dtype) else ('torch',)
+    return {name: operators(name) for name in names}
