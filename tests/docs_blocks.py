@@ -23,7 +23,7 @@ BLOCK = re.compile(
 )
 DETECTOR = 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 SEGMENTOR = 'configs/demo/upernet_convnext-atto_shapes.py'
-LANGUAGES = ('bash', 'python', 'text')
+LANGUAGES = ('bash', 'json', 'python', 'text')
 
 
 @dataclass(frozen=True)

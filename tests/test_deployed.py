@@ -85,7 +85,7 @@ def test_what_is_refused():
         deployed.half()
     with pytest.raises(ValueError, match=r'must be of shape \(N, 3, H, W\)'):
         deployed(torch.randn(1, 4, 64, 64))
-    with pytest.raises(ValueError, match='cannot be deployed: their activation'):
+    with pytest.raises(ValueError, match='cannot be deployed: their act is GELU'):
         make(hidden_act='gelu_new').deploy()
     model.encoder.stages[1].layers[0].dwconv = nn.Identity()
     with pytest.raises(ValueError, match='cannot be deployed: their dwconv was replaced'):

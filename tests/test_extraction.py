@@ -43,9 +43,12 @@ def run_tool(monkeypatch, capsys):
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args), '--workers', '0'])
-        with pytest.raises(SystemExit) as ended:
+        code = 0
+        try:
             runpy.run_path(str(TOOL), run_name='__main__')
-        return ended.value.code, *capsys.readouterr()
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
 
     return run
 

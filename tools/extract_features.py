@@ -227,7 +227,8 @@ def main() -> None:
     for name, error in errors.items():
         print(f'skipped {name}: {error}', file=sys.stderr)
     print(f'{len(images) - len(errors)} images are in {args.out}, {len(errors)} were skipped')
-    sys.exit(1 if errors else 0)
+    if errors:
+        sys.exit(1)
 
 
 if __name__ == '__main__':
