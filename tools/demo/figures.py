@@ -28,7 +28,7 @@ from matplotlib.patches import Patch, Rectangle
 HALO = [patheffects.withStroke(linewidth=4, foreground='white')]
 
 
-def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: float = 0.6) -> None:
+def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: float = 0.8) -> None:
     """Draws ground truth (left) and prediction (right) of one image.
 
     Objects get outlines, boxes and labels in the colour of their class. They keep their own colour.
@@ -37,7 +37,7 @@ def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: f
         axis: Where to draw.
         sample: mmdet's data sample with annotations and predictions.
         meta: ``classes`` and ``palette`` of the dataset.
-        score_thr: Predictions with a lower score are not drawn. Default: 0.6.
+        score_thr: Predictions with a lower score are not drawn. Default: 0.8.
     """
     image = mmcv.imread(sample.img_path, channel_order='rgb')
     width = image.shape[1]
