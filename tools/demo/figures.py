@@ -117,10 +117,10 @@ def draw_predictions(
     meta = runner.test_dataloader.dataset.metainfo
     samples = _predict(runner)
     for sample in track(samples, description=f'drawing {len(samples)} predictions'):
-        figure, axis = plt.subplots(figsize=(9, 5), layout='constrained')
+        figure, axis = plt.subplots(layout='constrained')
         draw(axis, sample, meta)
         _save(figure, meta, folder / Path(sample.img_path).name)
-    figure, axes = plt.subplots(count // 2, 2, figsize=(12, 1.6 * count), layout='constrained')
+    figure, axes = plt.subplots(count // 2, 2, layout='constrained')
     for axis, sample in zip(axes.flat, samples, strict=False):
         draw(axis, sample, meta)
     _save(figure, meta, overview)
@@ -141,8 +141,12 @@ def _save(figure: Figure, meta: dict, path: Path) -> None:
         for color, name in zip(meta['palette'], meta['classes'], strict=True)
     ]
     figure.legend(handles=patches, loc='outside upper center', ncols=len(patches))
+    grid = figure.axes[0].get_gridspec()
+    height, width = figure.axes[0].images[0].get_size()
+    # Inches; a title needs 0.4 and the legend 0.5.
+    figure.set_size_inches(7 * grid.ncols, grid.nrows * (7 * height / width + 0.4) + 0.5)
     with whole_file(path) as part:
-        figure.savefig(part, dpi=120)
+        figure.savefig(part, dpi=100)
     plt.close(figure)
 
 
