@@ -111,7 +111,7 @@ def trained(folder):
 def test_accuracy_rises(trained):
     _, output = trained
     # By chance, a third of the classes would be right; the standard error of 40 images is 7 %.
-    assert accuracies(output)[-1] > 65
+    assert accuracies(output)[-1] > 55
 
 
 def test_saved_weights_give_the_same_accuracy(trained):

@@ -45,7 +45,7 @@ def test_loss_falls_and_shapes_are_found(trained):
     assert sum(losses[-3:]) < 0.3 * sum(losses[:3])
     # Only background, which a model learns first, scores less than 25.
     (mean_iou,) = map(float, mean_ious(output))
-    assert mean_iou > 50
+    assert mean_iou > 30
 
 
 def test_saved_weights_give_the_same_mean_iou_and_outputs(trained):

@@ -1,6 +1,6 @@
 """Writes a dataset of coloured shapes for detection and segmentation, learned in minutes.
 
-python tools/dataset_converters/make_shapes_dataset.py OUT --train 440 --val 40 --size 128 --seed 0
+python tools/dataset_converters/make_shapes_dataset.py OUT --train 400 --val 40 --size 128 --seed 0
 
 Every image has one to three circles, squares and triangles on a noisy dark background. They do not
 overlap. They are upright, with a tilt of up to 10 degrees, and of random colours: only the form
@@ -179,7 +179,7 @@ def main(description: str, write: Callable = write_split) -> None:
     """Calls :func:`make_shapes_dataset` with arguments from the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('out', type=Path, help='folder of the dataset')
-    parser.add_argument('--train', type=int, default=440, help='training images (default: 440)')
+    parser.add_argument('--train', type=int, default=400, help='training images (default: 400)')
     parser.add_argument('--val', type=int, default=40, help='validation images (default: 40)')
     parser.add_argument('--size', type=int, default=128, help='side in pixels (default: 128)')
     parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')

@@ -98,7 +98,7 @@ TASKS = {
 
 def generate(folder: str) -> None:
     """Generates the data with its script, as a user would."""
-    options = '--train 440 --val 40 --size 128 --seed 0'
+    options = '--train 400 --val 40 --size 128 --seed 0'
     print(f'Generating the shapes: {GENERATOR.name} {folder} {options}', flush=True)
     subprocess.run([sys.executable, GENERATOR, folder, *options.split()], check=True)
 

@@ -28,7 +28,7 @@ from matplotlib.patches import Patch, Rectangle
 HALO = [patheffects.withStroke(linewidth=4, foreground='white')]
 
 
-def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: float = 0.6) -> None:
+def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: float = 0.8) -> None:
     """Draws ground truth (left) and prediction (right) of one image.
 
     Objects get outlines, boxes and labels in the colour of their class. They keep their own colour.
@@ -37,7 +37,7 @@ def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: f
         axis: Where to draw.
         sample: mmdet's data sample with annotations and predictions.
         meta: ``classes`` and ``palette`` of the dataset.
-        score_thr: Predictions with a lower score are not drawn. Default: 0.6.
+        score_thr: Predictions with a lower score are not drawn. Default: 0.8.
     """
     image = mmcv.imread(sample.img_path, channel_order='rgb')
     width = image.shape[1]
@@ -117,10 +117,10 @@ def draw_predictions(
     meta = runner.test_dataloader.dataset.metainfo
     samples = _predict(runner)
     for sample in track(samples, description=f'drawing {len(samples)} predictions'):
-        figure, axis = plt.subplots(figsize=(9, 5), layout='constrained')
+        figure, axis = plt.subplots(layout='constrained')
         draw(axis, sample, meta)
         _save(figure, meta, folder / Path(sample.img_path).name)
-    figure, axes = plt.subplots(count // 2, 2, figsize=(12, 1.6 * count), layout='constrained')
+    figure, axes = plt.subplots(count // 2, 2, layout='constrained')
     for axis, sample in zip(axes.flat, samples, strict=False):
         draw(axis, sample, meta)
     _save(figure, meta, overview)
@@ -141,8 +141,12 @@ def _save(figure: Figure, meta: dict, path: Path) -> None:
         for color, name in zip(meta['palette'], meta['classes'], strict=True)
     ]
     figure.legend(handles=patches, loc='outside upper center', ncols=len(patches))
+    grid = figure.axes[0].get_gridspec()
+    height, width = figure.axes[0].images[0].get_size()
+    # Inches; a title needs 0.4 and the legend 0.5.
+    figure.set_size_inches(7 * grid.ncols, grid.nrows * (7 * height / width + 0.4) + 0.5)
     with whole_file(path) as part:
-        figure.savefig(part, dpi=120)
+        figure.savefig(part, dpi=100)
     plt.close(figure)
 
 
