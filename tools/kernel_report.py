@@ -168,6 +168,7 @@ def recording() -> Iterator[Recorder]:
     with (
         FakeTensorMode(),
         patch.object(linear, '_onednn_takes', lambda rows: False),
+        patch.object(linear, 'computed_in', lambda dtype, device: dtype),
         patch.object(block, 'pick_kernels', lambda *args: recorder),
         patch.object(block, 'PART_BYTES', 2**62),  # a GPU computes a block in one part
         recorder,
