@@ -7,7 +7,7 @@ from helpers import SMALL, randomize, small_backbone
 from torch import nn
 
 from convnext_backbone import ConvNextBackbone, ConvNextModel, load_checkpoint
-from convnext_backbone.models.fusion import log_once
+from convnext_backbone.models import fusion
 
 MAPS = ('stage1', 'stage2', 'stage3', 'stage4')
 
@@ -86,7 +86,7 @@ def test_strides_follow_the_patches_too():
 
 
 def test_a_dilated_block_says_why_it_is_not_fused(capture_log):
-    log_once.cache_clear()
+    fusion._log_once.cache_clear()
     small_backbone(output_stride=16)(torch.randn(1, 3, 64, 64))
     assert any('whose dilation no fused function has' in message for message in capture_log)
     with pytest.raises(ValueError, match='cannot be deployed: a convolution is now'):

@@ -29,6 +29,7 @@ from typing import NamedTuple
 # The interpreter's kernels cannot be compiled.
 os.environ.pop('TRITON_INTERPRET', None)
 
+import check_environment  # noqa: F401
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
