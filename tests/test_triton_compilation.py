@@ -21,8 +21,8 @@ from kernel_plans import TYPES, WIDTHS, block_plans
 
 FOLDER = REPO / 'tools/analysis_tools'
 
-# To be mended: the slowest kernels to compile are not all recorded, and some variants of one of them
-# for wide maps spill a few bytes.
+# To be mended: the slowest kernels to compile are not all recorded, and some variants of one
+# of them for wide maps spill a few bytes.
 OPEN_FAULTS = re.compile(
     r'_depthwise_(norm|weight_grad)\(.*is not in kernel_resources\.json'
     r'|_depthwise_norm\(.*CHUNKS=[23]; 4 warps\) on sm_\d+ spills (8|16|24) bytes'
