@@ -37,6 +37,7 @@ def path(tmp_path, monkeypatch):
 def on_a_card(path, monkeypatch):
     """Stands in for a card: its name and its times in the file, which may be replaced."""
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Card')
+    monkeypatch.setattr(choice, 'have_triton', lambda: True)
     monkeypatch.setattr(choice, 'have_triton_kernels', lambda *_: True)
     timings.save(path, f'Card, 8 channels, {torch.float32}', TIMES)
 
