@@ -128,9 +128,9 @@ class ConvNextSetupHook(Hook):
     def _check(self, runner: Runner, *splits: str) -> None:
         if self._seen.issuperset(splits) or not holds_convnext(runner.model):
             return
-        self._seen.update(splits)
         check_model(runner.model, runner.cfg)
         # Once on each machine: all processes would read the same files.
         if os.environ.get('LOCAL_RANK', '0') == '0':
             for warning in check_datasets_once(runner.cfg, splits):
                 runner.logger.warning(warning)
+        self._seen.update(splits)  # only now: what was refused is checked again
