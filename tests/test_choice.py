@@ -202,7 +202,7 @@ def test_the_file_depends_on_the_sources(tmp_path, monkeypatch):
     assert timings.file() != before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+@pytest.mark.cuda
 def test_a_backbone_is_captured_in_a_cuda_graph():
     model = ConvNextBackbone('atto').cuda().eval()
     images = torch.randn(1, 3, 64, 64, device='cuda')

@@ -324,7 +324,7 @@ def test_tensors_on_a_cpu_do_not_use_triton():
     assert choice.pick_kernels(features, F32) is not triton_kernels
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.cuda
 def test_tensors_on_a_gpu_use_triton(monkeypatch):
     monkeypatch.setenv(choice.VARIABLE, 'triton')
     features = maps(1, 2, 2, 8).cuda()
