@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch
+from .launch import Launch, run_plan
 from .partials import plan_total
 from .tiles import TILE_WARPS, check_contiguous, column_tile, count_partials
 
@@ -108,9 +108,7 @@ def add_branch_(
     output: Tensor, features: Tensor, branch: Tensor, scale: Tensor | None, keep: Tensor | None
 ) -> None:
     """As :func:`portable.add_branch_`, in one launch."""
-    _, launches = plan_add_branch_(output, features, branch, scale, keep)
-    for launch in launches:
-        launch.run()
+    run_plan(plan_add_branch_(output, features, branch, scale, keep))
 
 
 def plan_branch_grad(
@@ -149,7 +147,4 @@ def branch_grad(
     grad: Tensor, keep: Tensor | None, dtype: torch.dtype, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`portable.branch_grad`, in two launches."""
-    outputs, launches = plan_branch_grad(grad, keep, dtype, scale)
-    for launch in launches:
-        launch.run()
-    return outputs
+    return run_plan(plan_branch_grad(grad, keep, dtype, scale))

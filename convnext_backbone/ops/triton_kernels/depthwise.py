@@ -15,7 +15,7 @@ from .convolution import (
     load_vector,
     locate,
 )
-from .launch import Launch
+from .launch import Launch, run_plan
 from .tiles import check_contiguous
 
 
@@ -165,9 +165,6 @@ def depthwise_norm(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`portable.depthwise_norm`, in one launch."""
-    outputs, launches = plan_depthwise_norm(
-        features, taps, bias, norm_weight, norm_bias, eps, dtype, keep
+    return run_plan(
+        plan_depthwise_norm(features, taps, bias, norm_weight, norm_bias, eps, dtype, keep)
     )
-    for launch in launches:
-        launch.run()
-    return outputs

@@ -19,7 +19,7 @@ from .convolution import (
     load_line,
     locate,
 )
-from .launch import Launch
+from .launch import Launch, run_plan
 from .tiles import check_contiguous
 
 
@@ -81,7 +81,4 @@ def plan_depthwise_input_grad(
 
 def depthwise_input_grad(grad: Tensor, taps: Tensor, grad_output: Tensor) -> Tensor:
     """As :func:`portable.depthwise_input_grad`, in one launch."""
-    grad_input, launches = plan_depthwise_input_grad(grad, taps, grad_output)
-    for launch in launches:
-        launch.run()
-    return grad_input
+    return run_plan(plan_depthwise_input_grad(grad, taps, grad_output))

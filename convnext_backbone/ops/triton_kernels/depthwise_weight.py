@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .convolution import count_tiles, find_inside, load_line
-from .launch import Launch
+from .launch import Launch, run_plan
 from .partials import plan_total
 from .tiles import check_contiguous
 
@@ -121,7 +121,4 @@ def plan_depthwise_weight_grad(features: Tensor, grad: Tensor) -> tuple[Tensor, 
 
 def depthwise_weight_grad(features: Tensor, grad: Tensor) -> Tensor:
     """As :func:`portable.depthwise_weight_grad`, in two launches."""
-    total, launches = plan_depthwise_weight_grad(features, grad)
-    for launch in launches:
-        launch.run()
-    return total
+    return run_plan(plan_depthwise_weight_grad(features, grad))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch
+from .launch import Launch, run_plan
 from .partials import plan_total
 from .tiles import TILE_WARPS, check_contiguous, column_tile, count_partials
 
@@ -93,7 +93,4 @@ def gelu_backward_(
     grad: Tensor, inner: Tensor, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`portable.gelu_backward_`, in two launches."""
-    outputs, launches = plan_gelu_backward_(grad, inner, scale, shift)
-    for launch in launches:
-        launch.run()
-    return outputs
+    return run_plan(plan_gelu_backward_(grad, inner, scale, shift))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from triton.runtime import KernelInterface
+
+Outputs = TypeVar('Outputs')
 
 
 class Launch(NamedTuple):
@@ -36,3 +38,11 @@ class Launch(NamedTuple):
         tensor = next(value for value in self.arguments.values() if isinstance(value, Tensor))
         with torch.cuda.device_of(tensor):  # Triton launches on the current device
             self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.num_warps)
+
+
+def run_plan(plan: tuple[Outputs, list[Launch]]) -> Outputs:
+    """Runs the launches of a plan, and returns its outputs."""
+    outputs, launches = plan
+    for launch in launches:
+        launch.run()
+    return outputs

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch
+from .launch import Launch, run_plan
 from .tiles import check_contiguous
 
 TILE_ELEMENTS = 4096
@@ -104,7 +104,4 @@ def norm(
         eps: Added to the variance.
         channels_first: Whether the output is ``(N, C, H, W)``.
     """
-    output, launches = plan_norm(features, weight, bias, eps, channels_first)
-    for launch in launches:
-        launch.run()
-    return output
+    return run_plan(plan_norm(features, weight, bias, eps, channels_first))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch
+from .launch import Launch, run_plan
 from .partials import plan_total
 from .tiles import check_contiguous, count_partials
 
@@ -95,7 +95,4 @@ def plan_norm_backward_(
 
 def norm_backward_(features: Tensor, grad: Tensor, norm_weight: Tensor, eps: float) -> Tensor:
     """As :func:`portable.norm_backward_`, in two launches."""
-    sums, launches = plan_norm_backward_(features, grad, norm_weight, eps)
-    for launch in launches:
-        launch.run()
-    return sums
+    return run_plan(plan_norm_backward_(features, grad, norm_weight, eps))

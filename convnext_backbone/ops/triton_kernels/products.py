@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch
+from .launch import Launch, run_plan
 from .partials import plan_total
 from .tiles import TILE_WARPS, check_contiguous, column_tile, count_partials
 
@@ -76,10 +76,7 @@ def plan_row_products(first: Tensor, second: Tensor) -> tuple[Tensor, list[Launc
 
 def row_products(first: Tensor, second: Tensor) -> Tensor:
     """As :func:`portable.row_products`, in one launch."""
-    products, launches = plan_row_products(first, second)
-    for launch in launches:
-        launch.run()
-    return products
+    return run_plan(plan_row_products(first, second))
 
 
 def plan_column_products(
@@ -105,7 +102,4 @@ def plan_column_products(
 
 def column_products(first: Tensor, second: Tensor, num_samples: int) -> Tensor:
     """As :func:`portable.column_products`, in two launches."""
-    products, launches = plan_column_products(first, second, num_samples)
-    for launch in launches:
-        launch.run()
-    return products
+    return run_plan(plan_column_products(first, second, num_samples))
