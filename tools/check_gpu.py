@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import check_environment  # noqa: F401
@@ -35,6 +34,7 @@ from peers import PEERS, STAGES, build_ours
 
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.command_line import check_file, usage_errors, whole_file
+from convnext_backbone.ops.native import have_triton
 
 # The ways to run a block, by the environment variables that choose them; the modules come first.
 CANDIDATES = {
@@ -84,8 +84,7 @@ SCOPES = {
 
 def candidates(device: str) -> list[str]:
     """The candidates that can run here; Triton's kernels need a GPU."""
-    have_triton = device == 'cuda' and find_spec('triton') is not None
-    return [name for name in CANDIDATES if name != 'triton' or have_triton]
+    return [n for n in CANDIDATES if n != 'triton' or (device == 'cuda' and have_triton())]
 
 
 @contextmanager

@@ -6,10 +6,8 @@ width and dtype. Sizes of images are no part of it, so new sizes never measure a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +17,7 @@ from pathlib import Path
 import torch
 from mmengine.logging import print_log
 
+from ..command_line import whole_file
 from .native import cache_folder
 
 # Milliseconds of a step, by mode ('train' or 'inference') and candidate.
@@ -76,16 +75,11 @@ def load(path: Path) -> dict[str, Times]:
 
 def save(path: Path, key: str, times: Times) -> None:
     """Adds an entry to a file: the file is either the old one or complete."""
-    part = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(load(path) | {key: times}, indent=2))
-        part.replace(path)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(load(path) | {key: times}, indent=2))
     except OSError as error:
         print_log(f'times of ConvNeXt blocks cannot be kept ({error})', logger='current')
-    finally:
-        with contextlib.suppress(OSError):  # logged above
-            part.unlink()
 
 
 def _is_complete(times: Times) -> bool:
