@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import map_norm, pick_kernels, wide
+from ..ops.block import split_rows
+from ..ops.grn import Response
 from ..ops.packed import PackedLinear
 from .blocks import ConvNextLayer
 from .embeddings import ConvNextEmbeddings
 from .encoder import ConvNextStage
 from .norms import ConvNextGRN, ConvNextLayerNorm
-
-# Rows of a hidden activation that are computed together, so that they stay in a CPU's caches.
-PART_BYTES = 2**22
 
 T = TypeVar('T', bound=nn.Module)
 
@@ -171,7 +170,7 @@ class _Block:
     """A block whose linear layers contain its layer scale and the parameters of its norm.
 
     ``W1 (n * w + b) + b1 = (W1 w) n + (W1 b + b1)`` for the parameters ``w`` and ``b`` of the norm,
-    ``s (W2 h + b2) = (s W2) h + s b2`` for the layer scale ``s``. GRN's bias moves into ``b2``.
+    ``s (W2 h + b2) = (s W2) h + s b2`` for the layer scale ``s``.
     """
 
     def __init__(self, layer: ConvNextLayer, dtype: torch.dtype) -> None:
@@ -187,10 +186,10 @@ class _Block:
         weight2, bias2 = layer.pwconv2.weight.float(), layer.pwconv2.bias.float()
         bias1 = bias1 + weight1 @ norm.bias.float()
         self.linear1 = PackedLinear(weight1 * norm.weight.float(), bias1, dtype, gelu=True)
-        self.grn_weight, self.grn_eps = None, 0.0
+        self.grn: tuple[Tensor, Tensor, float] | None = None
         if isinstance(grn, ConvNextGRN):
-            bias2 = bias2 + weight2 @ grn.bias.float().flatten()
-            self.grn_weight, self.grn_eps = grn.weight.float().flatten().clone(), grn.eps
+            weight, bias = (p.float().flatten().clone() for p in (grn.weight, grn.bias))
+            self.grn = weight, bias, grn.eps
         if layer.layer_scale_parameter is not None:
             scale = layer.layer_scale_parameter.float()
             weight2, bias2 = weight2 * scale[:, None], bias2 * scale
@@ -203,25 +202,12 @@ class _Block:
             *(self.norm_eps, self.dtype, False),
         )
         rows, normed = features.view(-1, features.shape[-1]), normed.view(-1, features.shape[-1])
-        sample_rows = len(rows) // max(len(features), 1)
+        sample_rows = len(rows) // len(features)
         # The input is not needed any more, so the output replaces it.
-        for part in self._parts(rows, sample_rows):
+        for part in split_rows(rows, self.dtype, 1 if self.grn is None else sample_rows):
             hidden = self.linear1(normed[part])
-            if self.grn_weight is not None:
-                hidden = self._respond(hidden, sample_rows)
+            if self.grn is not None:
+                num_samples = len(hidden) // sample_rows
+                hidden = Response(kernels, *self.grn, hidden, num_samples).rescaled()
             rows[part] += self.linear2(hidden)
         return features
-
-    def _respond(self, hidden: Tensor, sample_rows: int) -> Tensor:
-        samples = hidden.view(-1, sample_rows, hidden.shape[1])
-        norm = torch.linalg.vector_norm(samples, dim=1, keepdim=True, dtype=wide(hidden.dtype))
-        scale = 1 + self.grn_weight * norm / (norm.mean(-1, keepdim=True) + self.grn_eps)
-        return (samples * scale.to(hidden.dtype)).view_as(hidden)
-
-    def _parts(self, rows: Tensor, sample_rows: int) -> Sequence[slice]:
-        unit = 1 if self.grn_weight is None else sample_rows
-        step = len(rows)
-        if rows.device.type == 'cpu':
-            step = PART_BYTES // (4 * rows.shape[1] * rows.element_size())
-        step = max(step // unit, 1) * unit
-        return [slice(start, start + step) for start in range(0, len(rows), step)]

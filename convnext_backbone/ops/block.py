@@ -194,15 +194,25 @@ class Block:
         return normed.view_as(self.rows), convolved
 
     def parts(self) -> Iterator[slice]:
-        """Yields the rows of each part. With GRN, a part consists of whole samples."""
-        rows, parts = len(self.rows), 1
-        if self.rows.device.type == 'cpu':
-            hidden_bytes = 4 * self.rows.numel() * self.settings.dtype.itemsize
-            parts = -(-hidden_bytes // PART_BYTES)
+        """Returns the rows of each part. With GRN, a part consists of whole samples."""
         unit = 1 if self.p.grn_weight is None else self.sample_rows
-        step = -(-rows // (parts * unit)) * unit
-        for start in range(0, rows, step):
-            yield slice(start, min(start + step, rows))
+        return split_rows(self.rows, self.settings.dtype, unit)
+
+
+def split_rows(rows: Tensor, dtype: torch.dtype, unit: int) -> Iterator[slice]:
+    """Yields the rows of each part, so that its hidden activations fit into a CPU's caches.
+
+    Args:
+        rows: ``(rows, C)``.
+        dtype: Dtype of the hidden activations, ``(rows, 4C)``.
+        unit: A part has a multiple of this number of rows.
+    """
+    count, parts = len(rows), 1
+    if rows.device.type == 'cpu':
+        parts = -(-4 * rows.numel() * dtype.itemsize // PART_BYTES)
+    step = -(-count // (parts * unit)) * unit
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def _prepare(settings: BlockSettings, parameters: BlockParameters) -> BlockParameters:
