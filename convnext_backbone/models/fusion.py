@@ -25,7 +25,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ..ops import is_transformed
+from ..ops import constant_while_traced, is_transformed
 
 # The environment variable that modules with ``fused=None`` follow, similar to TIMM_FUSED_ATTN.
 VARIABLE = 'CONVNEXT_FUSED'
@@ -151,7 +151,7 @@ def product_dtype(features: Tensor) -> torch.dtype:
     return features.dtype
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def log_once(message: str) -> None:
     """Logs a message once per process. A compiled model logs while it is compiled."""
     _log_once(message)

@@ -11,6 +11,7 @@ from .norm import fused_norm, map_norm
 from .parameters import BlockParameters, BlockSettings
 from .plain import is_transformed
 from .sums import wide
+from .tracing import constant_while_traced
 
 __all__ = [
     'PREFERENCES',
@@ -18,6 +19,7 @@ __all__ = [
     'BlockSettings',
     'compiled_block',
     'compiled_norm',
+    'constant_while_traced',
     'fused_block',
     'fused_norm',
     'have_norm_kernels',

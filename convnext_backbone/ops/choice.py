@@ -40,6 +40,7 @@ from .native import (
     have_triton_kernels,
 )
 from .timings import Times
+from .tracing import constant_while_traced
 
 VARIABLE = 'CONVNEXT_KERNELS'
 CHOICES = ('auto', 'triton', 'torch', 'modules')
@@ -81,7 +82,7 @@ def kernels_title(features: Tensor, dtype: torch.dtype) -> str:
     return f'in torch operators ({features.shape[-1]} channels in {dtype})'
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def fused_kernels(device: torch.device, channels: int, dtype: torch.dtype) -> str:
     """Returns which kernels fused blocks use on a GPU: ``triton`` or ``torch``.
 
@@ -97,7 +98,7 @@ def fused_kernels(device: torch.device, channels: int, dtype: torch.dtype) -> st
     return fused_candidate(known_times(device, channels, dtype))
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def fused_norm_is_better(device: torch.device, channels: int, dtype: torch.dtype) -> bool:
     """Whether the Triton kernel of a norm runs on a GPU: where those of blocks do.
 
@@ -120,7 +121,7 @@ def have_norm_kernels(features: Tensor, dtype: torch.dtype) -> bool:
     return have_compiled_kernels(features, dtype)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def modules_are_better(
     device: torch.device, channels: int, dtype: torch.dtype, trains: bool, prefer: str
 ) -> str | None:

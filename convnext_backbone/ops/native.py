@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from . import fakes
+from .tracing import constant_while_traced
 
 SOURCES = Path(__file__).parent / 'csrc'
 
@@ -94,7 +95,7 @@ def load_kernels() -> bool:
         return _load(library_path())
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def _are_loaded() -> bool:
     """As :func:`load_kernels`, for code that ``torch.compile`` traces."""
     return load_kernels()

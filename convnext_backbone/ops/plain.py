@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .parameters import BlockParameters, BlockSettings
 from .sums import wide
+from .tracing import constant_while_traced
 
 
-@torch.compiler.assume_constant_result  # torch.compile compiles again for other transforms
+@constant_while_traced  # torch.compile compiles again for other transforms
 def is_transformed() -> bool:
     """Whether a function transform of ``torch.func`` or forward-mode differentiation is active."""
     return (
