@@ -67,7 +67,7 @@ test: usable kernels
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	CUDA_VISIBLE_DEVICES= $(PYTHON_VENV) -m pytest
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(PYTHON_VENV) -m pytest -n logical --dist loadfile --no-loadscope-reorder
 	$(if $(filter cuda,$(DEVICE)),$(PYTHON_VENV) -m pytest -m cuda)
 
 test-core:

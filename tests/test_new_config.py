@@ -161,16 +161,13 @@ def test_configs_of_every_head_fit_data_and_machine(head, folder):
 
 
 def test_weights_and_architectures(folder):
-    from own_data.recipes import WEIGHTS
-
-    from convnext_backbone.arch import ARCHS
-
-    assert set(WEIGHTS) == set(ARCHS)
     out = folder / 'out.py'
     text = write_text('cascade-mask-rcnn', 'large', 1, None, out)
     assert 'cascade-mask-rcnn_convnext-l_fpn' in text  # the recipe of this architecture
     assert 'convnext_large_22k_224.pth' in text
-    assert 'not for commercial use' in write_text('fcos', 'v2-tiny', 1, None, out)
+    text = write_text('fcos', 'v2-tiny', 1, None, out)
+    assert "# CC-BY-NC-4.0: not for commercial use.\ncheckpoint = '" in text
+    assert 'im1k/convnextv2_tiny_1k_224_ema.pt' in text
 
     model = ConvNextForImageClassification('atto', num_labels=2)
     torch.save(model.state_dict(), 'weights.pth')

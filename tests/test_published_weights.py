@@ -23,6 +23,9 @@ def test_every_architecture_has_weights_and_none_is_listed_twice():
     assert max(Counter(entry.checkpoint for entry in weights).values()) == 1
     for arch in ARCHS:
         assert list_pretrained(arch) == [entry for entry in weights if entry.arch == arch]
+        # The first one is the start of generated configs: trained with labels, not only masked.
+        assert 'ImageNet' in list_pretrained(arch)[0].pretraining
+        assert 'FCMAE' not in list_pretrained(arch)[0].checkpoint.upper()
 
 
 def test_published_accuracies_of_the_official_tables():

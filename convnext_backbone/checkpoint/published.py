@@ -59,7 +59,8 @@ def list_pretrained(arch: str | None = None) -> list[PublishedWeights]:
         arch: The name of an architecture, such as ``tiny`` or ``v2-base``. Default: None, all.
 
     Returns:
-        The weights, ordered by architecture and source. Nothing is downloaded.
+        The weights, ordered by architecture and source, but the first of an architecture is the one
+        to start from if you have no reason for another. Nothing is downloaded.
 
     Raises:
         ValueError: If there is no architecture of this name.

@@ -9,31 +9,10 @@ from pathlib import Path
 from mmengine.config import Config
 from own_data.config_text import Code, Setting
 
-from convnext_backbone import infer_arch
+from convnext_backbone import infer_arch, list_pretrained
 from convnext_backbone.arch import ARCHS, resolve_arch
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-
-# Pre-trained weights of each architecture, if a shipped config does not name better ones. Meta's V1
-# weights have the MIT licence, timm's Apache 2.0, Meta's V2 weights CC BY-NC 4.0.
-META = 'https://dl.fbaipublicfiles.com/convnext'
-WEIGHTS = {
-    'atto': 'hf://timm/convnext_atto.d2_in1k',
-    'femto': 'hf://timm/convnext_femto.d1_in1k',
-    'pico': 'hf://timm/convnext_pico.d1_in1k',
-    'nano': 'hf://timm/convnext_nano.in12k_ft_in1k',
-    'tiny': f'{META}/convnext_tiny_1k_224_ema.pth',
-    'small': f'{META}/convnext_small_1k_224_ema.pth',
-    'base': f'{META}/convnext_base_22k_224.pth',
-    'large': f'{META}/convnext_large_22k_224.pth',
-    'xlarge': f'{META}/convnext_xlarge_22k_224.pth',
-    'xxlarge': 'hf://timm/convnext_xxlarge.clip_laion2b_soup_ft_in1k',
-    **{
-        name: f'{META}/convnextv2/im1k/convnextv2_{name.removeprefix("v2-")}_1k_224_ema.pt'
-        for name in ARCHS
-        if name.startswith('v2-')
-    },
-}
 
 # Smaller models need less regularisation than the recipes of ConvNeXt-T.
 SMALL_MODELS = ('atto', 'femto', 'pico', 'nano')
@@ -76,7 +55,8 @@ def base_line(config: Path, out: Path) -> str:
 
 
 def choose_weights(arch: str, given: str | None, base: Config) -> str | None:
-    """The checkpoint to start from: the given one, that of the recipe or that of ``WEIGHTS``.
+    """The checkpoint to start from: the given one, that of the recipe, or the
+    first published one.
 
     Raises:
         FileNotFoundError: If a given file does not exist.
@@ -86,7 +66,9 @@ def choose_weights(arch: str, given: str | None, base: Config) -> str | None:
         return None
     if given is None:
         backbone = base.model.backbone
-        return backbone.init_cfg.checkpoint if backbone.arch == arch else WEIGHTS[arch]
+        if backbone.arch == arch:
+            return backbone.init_cfg.checkpoint
+        return list_pretrained(arch)[0].checkpoint
     if '://' not in given:
         if not Path(given).exists():
             raise FileNotFoundError(f'no such weights: {given}')
@@ -100,8 +82,12 @@ def checkpoint_settings(weights: str | None) -> list[Setting]:
     """The line that names the weights, if there are any."""
     if weights is None:
         return []
-    licence = 'CC BY-NC 4.0: not for commercial use.' if '/convnextv2/' in weights else ''
-    return [Setting('checkpoint', weights, licence)]
+    licences = [
+        f'{published.licence}: not for commercial use.'
+        for published in list_pretrained()
+        if published.checkpoint == weights and published.non_commercial
+    ]
+    return [Setting('checkpoint', weights, *licences)]
 
 
 def backbone_settings(arch: str, weights: str | None) -> dict:
