@@ -300,6 +300,9 @@ def test_maps_after_a_neck(tmp_path, folder):
     assert found.strides == dict(level1=4, level2=8, level3=16, level4=32, level5=64)
     for actual, wanted in zip(found.maps.values(), expected, strict=True):
         torch.testing.assert_close(actual, wanted[0], atol=1e-4, rtol=1e-4)
+    (tmp_path / 'damaged.pth').write_bytes((tmp_path / 'detector.pth').read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r'damaged\.pth is damaged, or no checkpoint'):
+        FeatureExtractor.from_config(tmp_path / 'config.py', tmp_path / 'damaged.pth')
     model['neck'] = None
     Config(dict(default_scope='mmdet', model=model)).dump(tmp_path / 'none.py')
     with pytest.raises(ValueError, match='has no model with a neck'):

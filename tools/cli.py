@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-import pickle
 import sys
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+from mmengine.runner import FlexibleRunner, Runner
 
+from convnext_backbone.checkpoint import read_mmengine_checkpoint
 from convnext_backbone.command_line import check_folder, read_config
 from convnext_backbone.engine import missing_operators
 from convnext_backbone.engine.setup_hook import check_datasets_once
@@ -164,27 +164,9 @@ def prepare(cfg: Config, config: str, *splits: str) -> None:
     # Once on each machine: all processes of a launcher would read the same files.
     if os.environ['LOCAL_RANK'] == '0':
         if cfg.get('load_from') and '://' not in cfg.load_from:
-            read_checkpoint(cfg.load_from)
+            read_mmengine_checkpoint(cfg.load_from)
         warnings = check_datasets_once(cfg, splits)
         for warning in filter(None, [missing_operators(get_device()), *warnings]):
             warn(warning)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         join_processes_on_cpu(cfg)
-
-
-def read_checkpoint(path: str) -> dict:
-    """Reads mmengine's checkpoint from a file or an address.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or something else.
-    """
-    if '://' not in path and not Path(path).is_file():
-        raise FileNotFoundError(f'no such checkpoint: {path}')
-    try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f'{path} is damaged, or no checkpoint: torch cannot read it') from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
-    return checkpoint

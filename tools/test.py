@@ -11,7 +11,7 @@ from pathlib import Path
 
 import check_environment  # noqa: F401
 import mmcv
-from cli import load_config, make_parser, prepare, read_checkpoint, warn
+from cli import load_config, make_parser, prepare, warn
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
@@ -20,6 +20,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
+from convnext_backbone.checkpoint import read_mmengine_checkpoint
 from convnext_backbone.command_line import check_file, check_folder, usage_errors, whole_file
 from convnext_backbone.engine import check_model
 
@@ -96,7 +97,7 @@ def check_checkpoint(path: str, runner: Runner) -> None:
         ValueError: If weights of the model are missing or have another shape, or if the
             checkpoint's classes have another number or order than those of the test set.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_mmengine_checkpoint(path)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     saved = checkpoint.get('state_dict', checkpoint)
     saved = {name.removeprefix('module.'): tensor for name, tensor in saved.items()}

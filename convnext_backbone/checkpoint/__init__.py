@@ -11,7 +11,12 @@ from .audit import Target
 from .infer import infer_arch, read_arch
 from .larger_models import guard_larger_models
 from .loading import load_checkpoint
-from .mmengine_files import MMENGINE_CLASSES, allowed, register_loader
+from .mmengine_files import (
+    MMENGINE_CLASSES,
+    allowed,
+    read_mmengine_checkpoint,
+    register_loader,
+)
 from .pretrained import LoadsAnyCheckpoint
 from .published import PublishedWeights, list_pretrained
 from .report import LoadReport
@@ -33,6 +38,7 @@ __all__ = [
     'load_checkpoint',
     'read_arch',
     'read_checkpoint',
+    'read_mmengine_checkpoint',
     'register_loader',
     'translate',
 ]

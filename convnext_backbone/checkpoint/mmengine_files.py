@@ -13,6 +13,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -97,3 +98,22 @@ def register_loader() -> None:
     It replaces any other loader of local files that was registered before.
     """
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def read_mmengine_checkpoint(path: str) -> dict:
+    """Reads a checkpoint of mmengine, on the CPU, from a file or an address.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or something else.
+    """
+    if '://' not in path and not Path(path).is_file():
+        raise FileNotFoundError(f'no such checkpoint: {path}')
+    try:
+        with allowed(MMENGINE_CLASSES):
+            checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f'{path} is damaged, or no checkpoint: torch cannot read it') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint

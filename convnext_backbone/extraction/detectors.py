@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ..checkpoint import MMENGINE_CLASSES, allowed
+from ..checkpoint import read_mmengine_checkpoint
 from ..command_line import read_config
 
 Channels = tuple[float, float, float]
@@ -29,11 +28,10 @@ def load_detector(
 
     Raises:
         FileNotFoundError: If one of the files does not exist.
-        ValueError: If the config has no model with a neck, or if the checkpoint does not fit.
+        ValueError: If the config has no model with a neck, or if the checkpoint is damaged or
+            does not fit.
     """
     cfg = read_config(config)
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'no such checkpoint: {checkpoint}')
     if cfg.get('model', {}).get('neck') is None:
         raise ValueError(f'{config} has no model with a neck: leave --neck out')
     preprocessor = cfg.model.get('data_preprocessor') or {}
@@ -43,11 +41,10 @@ def load_detector(
             f'the data_preprocessor of {config} must have mean and std of three channels and '
             'bgr_to_rgb=True'
         )
+    content = read_mmengine_checkpoint(str(checkpoint))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
     model = MODELS.build(cfg.model)
-    with allowed(MMENGINE_CLASSES):
-        content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
     try:
         model.load_state_dict(content.get('state_dict', content))
     except RuntimeError as error:

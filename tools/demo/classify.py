@@ -14,14 +14,13 @@ from pathlib import Path
 
 import check_environment  # noqa: F401
 import cv2
-import torch
 from hugging_face import read_model_folder
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, init_default_scope
 
 from convnext_backbone import load_checkpoint
-from convnext_backbone.checkpoint import MMENGINE_CLASSES, allowed
+from convnext_backbone.checkpoint import read_mmengine_checkpoint
 from convnext_backbone.command_line import read_config, usage_errors
 
 
@@ -44,8 +43,7 @@ def read_classes(cfg: Config, checkpoint: Path) -> list[str] | None:
     """Class names from the config, otherwise from mmengine's checkpoint, otherwise None."""
     classes = cfg.test_dataloader.dataset.get('metainfo', {}).get('classes')
     if classes is None and checkpoint.suffix == '.pth':
-        with allowed(MMENGINE_CLASSES):
-            content = torch.load(checkpoint, map_location='cpu', weights_only=True)
+        content = read_mmengine_checkpoint(str(checkpoint))
         classes = content.get('meta', {}).get('dataset_meta', {}).get('classes')
     return classes
 
