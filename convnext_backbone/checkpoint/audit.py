@@ -103,7 +103,8 @@ def match(
             else:
                 report.ignored[found.names[native]] = reason
             continue
-        if (name.part, name.leaf) == ('stem_conv', 'weight') and can_be_adapted(tensor, own):
+        is_first = name.leaf == 'weight' and name.part in ('stem_conv', 'overlap_conv1')
+        if is_first and can_be_adapted(tensor, own):
             tensor = adapt_stem(tensor, own, target.name, target.adapt_stem)
             report.adapted.append(native)
         if not can_be_copied(tensor, own):
@@ -209,7 +210,7 @@ def _explain(
     misfits: dict[str, str],
 ) -> str:
     """Describes which tensors do not fit the model, and which model would fit the file."""
-    theirs = read_arch(found.tensors)
+    theirs = read_arch(found.tensors, target.arch.variant.norm)
     parts = {parse_native(native).part for native in [*lost, *surplus, *misfits]}
     if parts == {'head'}:
         head = found.tensors.get(Name('head', 'weight').native)
@@ -240,7 +241,10 @@ def _explain(
     elif theirs == target.arch:
         verdict = f'this file and the model are both a {theirs}, but the file is damaged'
     else:
-        arguments = ', '.join(f'{name}={value!r}' for name, value in theirs.arguments.items())
+        # Also the defaults that the model was not built with.
+        wanted = {key: getattr(theirs.variant, key) for key in target.arch.variant.arguments}
+        wanted |= theirs.arguments
+        arguments = ', '.join(f'{name}={value!r}' for name, value in wanted.items())
         verdict = (
             f'this file is a {theirs}, the model is a {target.arch}; '
             f'build the model with {arguments} to fit the file'

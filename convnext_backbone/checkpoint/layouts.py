@@ -15,7 +15,8 @@ from .formats import Format
 from .names import Name
 
 _GRN = ('grn_weight', 'grn_bias')
-_CONVS = ('stem_conv', 'down_conv', 'dwconv')
+_OVERLAP_CONVS = ('overlap_conv1', 'overlap_conv2', 'overlap_act_conv2')
+_CONVS = ('stem_conv', *_OVERLAP_CONVS, 'down_conv', 'dwconv')
 
 
 def to_native(name: Name, tensor: Tensor) -> Tensor:

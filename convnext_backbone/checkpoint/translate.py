@@ -10,9 +10,17 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .containers import Checkpoint, CheckpointError
-from .formats import AVERAGED_PREFIXES, FORMATS, IGNORED, OTHER_PREFIXES, WRITABLE
+from .formats import (
+    AVERAGED_PREFIXES,
+    FORMATS,
+    IGNORED,
+    OTHER_PREFIXES,
+    TIMM_STEMS,
+    WRITABLE,
+)
 from .layouts import from_native, is_depthwise, to_native
 from .names import Name, find_name, is_inside, listed, parse_name, parse_native, write_name
+from .variants import read_variant
 
 
 @dataclass
@@ -132,18 +140,26 @@ def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], l
         The tensors by the names of that format, and the native names that it does not have.
 
     Raises:
-        ValueError: If weights cannot be written to that format.
+        ValueError: If weights cannot be written to that format, or these are not of a ConvNeXt but
+            of a relative that only timm has.
     """
     if to not in WRITABLE:
         raise ValueError(f'weights can be written as {", ".join(WRITABLE)}, not as {to!r}')
+    variant = read_variant(tensors)
+    if variant.arguments and to != 'timm':
+        raise ValueError(
+            f'these weights cannot be written as {to}, {FORMATS[to].title} has no models with '
+            f'{variant}: write them as timm'
+        )
+    target = FORMATS[TIMM_STEMS[variant.stem] if to == 'timm' else to]
     written, left = {}, []
     for native, tensor in tensors.items():
         name = parse_native(native)
-        spelled = write_name(name, FORMATS[to])
+        spelled = write_name(name, target)
         if spelled is None:
             left.append(native)
         else:
-            written[spelled] = from_native(name, tensor, FORMATS[to])
+            written[spelled] = from_native(name, tensor, target)
     return written, left
 
 
