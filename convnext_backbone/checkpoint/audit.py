@@ -16,7 +16,7 @@ from .names import Name, listed, parse_name, parse_native
 from .report import LoadReport
 from .stems import adapt_stem, can_be_adapted
 from .translate import Translation, translate
-from .variants import foreign_parts
+from .variants import UNCLEAR_NORM, foreign_parts
 
 # Parts that are ignored if the model does not have them, and the reason.
 _LEFT_OUT = {
@@ -249,6 +249,11 @@ def _explain(
             f'this file is a {theirs}, the model is a {target.arch}; '
             f'build the model with {arguments} to fit the file'
         )
+        if theirs.variant.norm == UNCLEAR_NORM:
+            verdict += (
+                ". The tensors do not tell which of the two norms: timm's zepto_rms has "
+                'simplenorm, its atto_rms has rmsnorm'
+            )
     problems = {
         'Missing key(s)': lost,
         'Unexpected key(s)': surplus,

@@ -10,8 +10,9 @@ from ..arch import Variant, one_or_per_stage
 from .layouts import is_depthwise
 from .names import parse_native
 
-# Kinds of norms without bias. Their tensors are the same.
+# The kinds of norms without bias. Their tensors are the same.
 WITHOUT_BIAS = ('rmsnorm', 'simplenorm')
+UNCLEAR_NORM = ' or '.join(WITHOUT_BIAS)
 
 
 def read_variant(tensors: Mapping[str, Tensor], norm: str | None = None) -> Variant:
@@ -26,7 +27,7 @@ def read_variant(tensors: Mapping[str, Tensor], norm: str | None = None) -> Vari
     leaves = _leaves(tensors)
     kind = 'layernorm'
     if _lacks_bias(leaves, 'norm'):
-        kind = norm if norm in WITHOUT_BIAS else ' or '.join(WITHOUT_BIAS)
+        kind = norm if norm in WITHOUT_BIAS else UNCLEAR_NORM
     sizes = _kernel_sizes(tensors)
     stages = range(max(sizes, default=-1) + 1)
     # Of a damaged stage, the size of its first block.
