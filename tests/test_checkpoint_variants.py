@@ -259,7 +259,7 @@ FOREIGN = {
         lambda: with_kernel('1.blocks.1', 48, 1, 5, 5),
         r'stage 2 are 5x5, 7x7, but a stage has one odd size',
     ),
-    'stem of other names': (meta_overlap, "stack of convolutions, but not one by timm's names"),
+    'stem of other names': (meta_overlap, 'stack of convolutions, but not one that timm has'),
 }
 
 

@@ -32,12 +32,15 @@ class Format:
         flat_grn: Whether the parameters of GRN are stored as ``(4C,)``, not ``(1, 1, 1, 4C)``.
         lone_norm_is_final: Whether the final norm of a classifier has the name of the norm of the
             last feature map.
+        convolutions: The parts that must be there as convolutions: other networks, and other stems,
+            share the names.
     """
 
     title: str
     parts: Mapping[str, str]
     flat_grn: bool = False
     lone_norm_is_final: bool = False
+    convolutions: tuple[str, ...] = ('dwconv',)
 
 
 _HF = {
@@ -117,6 +120,8 @@ _TIMM_OVERLAP_ACT = {
     'stem_norm': 'stem.3',
 }
 del _TIMM_OVERLAP['stem_conv'], _TIMM_OVERLAP_ACT['stem_conv']
+_OVERLAP = ('dwconv', 'overlap_conv2')
+_OVERLAP_ACT = ('dwconv', 'overlap_act_conv2')
 
 
 def _features_only(parts: Mapping[str, str]) -> dict[str, str]:
@@ -170,13 +175,23 @@ FORMATS = {
     'fcmae': Format('Meta V2 FCMAE pre-training', _FCMAE),
     'timm': Format('timm / OpenCLIP', _TIMM, flat_grn=True),
     'timm_features': Format('timm features_only', _features_only(_TIMM), flat_grn=True),
-    'timm_overlap': Format('timm with an overlapping stem', _TIMM_OVERLAP, flat_grn=True),
-    'timm_overlap_act': Format('timm with overlap_act', _TIMM_OVERLAP_ACT, flat_grn=True),
+    'timm_overlap': Format(
+        'timm with an overlapping stem', _TIMM_OVERLAP, flat_grn=True, convolutions=_OVERLAP
+    ),
     'timm_overlap_features': Format(
-        'timm features_only with an overlapping stem', _features_only(_TIMM_OVERLAP), flat_grn=True
+        'timm features_only with an overlapping stem',
+        _features_only(_TIMM_OVERLAP),
+        flat_grn=True,
+        convolutions=_OVERLAP,
+    ),
+    'timm_overlap_act': Format(
+        'timm with overlap_act', _TIMM_OVERLAP_ACT, flat_grn=True, convolutions=_OVERLAP_ACT
     ),
     'timm_overlap_act_features': Format(
-        'timm features_only with overlap_act', _features_only(_TIMM_OVERLAP_ACT), flat_grn=True
+        'timm features_only with overlap_act',
+        _features_only(_TIMM_OVERLAP_ACT),
+        flat_grn=True,
+        convolutions=_OVERLAP_ACT,
     ),
     'torchvision': Format('torchvision', _TORCHVISION),
     'mmpretrain': Format(

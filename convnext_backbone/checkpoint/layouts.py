@@ -52,6 +52,11 @@ def from_native(name: Name, tensor: Tensor, target: Format) -> Tensor:
     return tensor.reshape(-1) if name.part in _GRN and target.flat_grn else tensor
 
 
+def is_convolution(name: Name, tensor: Tensor) -> bool:
+    """Whether a tensor in native layout can be the weight of a convolution at its place."""
+    return is_depthwise(tensor) if name.part == 'dwconv' else tensor.ndim == 4
+
+
 def is_depthwise(tensor: Tensor) -> bool:
     """Whether a tensor in native layout is the weight of a depthwise convolution."""
     return tensor.ndim == 4 and tensor.shape[1] == 1 and tensor.shape[2] == tensor.shape[3] > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from .formats import (
     TIMM_STEMS,
     WRITABLE,
 )
-from .layouts import from_native, is_depthwise, to_native
+from .layouts import from_native, is_convolution, to_native
 from .names import Name, find_name, is_inside, listed, parse_name, parse_native, write_name
 from .variants import read_variant
 
@@ -166,7 +166,7 @@ def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], l
 def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str, str]:
     """Returns the format that matches most names of stem and stages, and their key prefix."""
     counts: Counter[tuple[str, str]] = Counter()
-    convolutions = set()
+    convolutions: dict[tuple[str, str], set[str]] = defaultdict(set)
     for key, candidate in FORMATS.items():
         for source_name, tensor in tensors.items():
             place = find_name(source_name, candidate)
@@ -174,10 +174,14 @@ def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str,
                 continue
             prefix, name = place
             counts[key, prefix] += 1
-            if name.part == 'dwconv' and is_depthwise(to_native(name, tensor)):
-                convolutions.add((key, prefix))
-    # Other networks share some names, but not those of depthwise convolutions.
-    found = {which: count for which, count in counts.items() if which in convolutions}
+            is_needed = name.part in candidate.convolutions
+            if is_needed and is_convolution(name, to_native(name, tensor)):
+                convolutions[key, prefix].add(name.part)
+    found = {
+        which: count
+        for which, count in counts.items()
+        if convolutions[which].issuperset(FORMATS[which[0]].convolutions)
+    }
     if not found:
         raise CheckpointError(
             f'no ConvNeXt in {checkpoint.source}: none of the known formats '

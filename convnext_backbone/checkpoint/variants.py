@@ -49,7 +49,7 @@ def foreign_parts(tensors: Mapping[str, Tensor]) -> list[str]:
     stem, norm = leaves.get(('stem_conv', 'weight')), leaves.get(('stem_norm', 'weight'))
     is_first = norm is None and stem is not None and stem.shape[2:] == (3, 3)
     if is_first or (norm is not None and norm.ndim == 4):
-        found.append("its stem is a stack of convolutions, but not one by timm's names")
+        found.append('its stem is a stack of convolutions, but not one that timm has')
     for stage, sizes in _kernel_sizes(tensors).items():
         if len(set(sizes)) > 1 or sizes[0] % 2 == 0:
             sides = ', '.join(f'{side}x{side}' for side in sorted(set(sizes)))

@@ -38,10 +38,9 @@ class ConvNextBase(LoadsAnyCheckpoint):
         stem: ``'patch'`` (default), or a stem of timm's ``_ols`` models with two convolutions of
             3x3 and stride 2: ``'overlap'``, ``'overlap_tiered'`` (the first one has about half of
             the channels) or ``'overlap_act'`` (with an activation between them).
-        norm: The kind of all norms: ``'layernorm'`` (default), or without mean and bias, and
-            without fused functions, ``'rmsnorm'`` (timm's ``atto_rms``: divides by the root of the
-            mean square) or ``'simplenorm'`` (timm's ``zepto_rms``: divides by the standard
-            deviation).
+        norm: The kind of all norms. Default: ``'layernorm'``. ``'rmsnorm'`` (timm's ``atto_rms``)
+            divides by the root of the mean square, ``'simplenorm'`` (timm's ``zepto_rms``) by the
+            standard deviation. These two subtract no mean, have no bias and do not run fused.
         hidden_act: One of ``gelu`` (default), ``gelu_new``, ``relu``, ``silu``.
         use_grn: Whether the blocks are ConvNeXt V2 blocks, with global response normalisation
             instead of layer scale. Default: None, which follows ``arch``.

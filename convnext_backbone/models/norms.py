@@ -114,10 +114,10 @@ class ConvNextRMSNorm(ConvNextLayerNorm):
     def normalize(self, features: Tensor) -> Tensor:
         """Normalises over the last axis."""
         hidden = features.to(wide(features.dtype))
-        hidden = hidden * torch.rsqrt(self.square(hidden) + self.eps)
+        hidden = hidden * torch.rsqrt(self.squared_scale(hidden) + self.eps)
         return (hidden * self.weight.to(hidden.dtype)).to(features.dtype)
 
-    def square(self, features: Tensor) -> Tensor:
+    def squared_scale(self, features: Tensor) -> Tensor:
         """Returns the square of what the channels are divided by, except for ``eps``."""
         return features.square().mean(-1, keepdim=True)
 
@@ -129,7 +129,7 @@ class ConvNextSimpleNorm(ConvNextRMSNorm):
     unbiased one, of N - 1 degrees of freedom.
     """
 
-    def square(self, features: Tensor) -> Tensor:
+    def squared_scale(self, features: Tensor) -> Tensor:
         return features.var(-1, keepdim=True)
 
 
