@@ -285,6 +285,20 @@ def test_a_file_that_lacks_a_few_biases_is_damaged():
         load_checkpoint(ConvNextBackbone(ARCH), weights)
 
 
+@pytest.mark.parametrize('name', ['overlap', 'overlap_act'])
+def test_damaged_variants_are_refused(name):
+    theirs, added = CASES[name]
+    weights = theirs.state_dict()
+    model = ConvNextBackbone(ARCH, **added)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for key in [key for key in weights if not key.startswith('head')]:
+        removed = {other: tensor for other, tensor in weights.items() if other != key}
+        for damaged in (removed, weights | {key: weights[key][1:]}, removed | {f'{key}x': IMAGES}):
+            with pytest.raises(ValueError):
+                load_checkpoint(model, damaged)
+    assert same_tensors(before, model.state_dict())
+
+
 @pytest.mark.parametrize('name', ['overlap', 'overlap_act', 'kernels', 'simplenorm'])
 def test_variants_are_written_as_timm_alone(name):
     weights = CASES[name][0].state_dict()
