@@ -8,6 +8,35 @@ from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What timm's relatives of ConvNeXt have instead; by default ConvNeXt itself.
+
+    Attributes:
+        kernel_size: Side of the depthwise convolutions' kernels; one per stage if they differ.
+        stem: ``'patch'``, ``'overlap'``, ``'overlap_tiered'`` or ``'overlap_act'``.
+        norm: ``'layernorm'``, ``'rmsnorm'`` or ``'simplenorm'``. A checkpoint whose norms have no
+            bias is ``'rmsnorm or simplenorm'``: its tensors do not tell which.
+    """
+
+    kernel_size: int | tuple[int, ...] = 7
+    stem: str = 'patch'
+    norm: str = 'layernorm'
+
+    @property
+    def arguments(self) -> dict:
+        """The arguments of a model that are not those of ConvNeXt."""
+        return {key: value for key, value in vars(self).items() if value != getattr(Variant, key)}
+
+    def __str__(self) -> str:
+        return ', '.join(f'{key}={value!r}' for key, value in self.arguments.items())
+
+
+def one_or_per_stage(sizes: Sequence[int]) -> int | tuple[int, ...]:
+    """Returns the kernel size that all stages have, or one per stage."""
+    return sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
+
+
+@dataclass(frozen=True)
 class Arch:
     """One architecture of the ConvNeXt family.
 
@@ -16,6 +45,7 @@ class Arch:
         hidden_sizes: Number of channels in each stage.
         use_grn: Whether the blocks have global response normalisation (ConvNeXt V2).
         has_layer_scale: Whether the blocks have a layer scale (ConvNeXt V1).
+        variant: Kernel size, stem and norm.
         norm_eps: Added to the variance by the norms of stem, downsamplings, blocks and feature
             maps. Architectures that differ only in this or the next number are equal.
         final_norm_eps: Added to the variance by the norm of the pooled features.
@@ -25,6 +55,7 @@ class Arch:
     hidden_sizes: tuple[int, ...]
     use_grn: bool = False
     has_layer_scale: bool = True
+    variant: Variant = Variant()
     norm_eps: float = field(default=1e-6, compare=False)
     final_norm_eps: float = field(default=1e-12, compare=False)
 
@@ -40,12 +71,13 @@ class Arch:
         names = [name for name, arch in ARCHS.items() if (arch.depths, arch.hidden_sizes) == shape]
         # A name also fits if GRN or layer scale differ, which are separate arguments; but a name
         # of exactly this architecture is better.
-        names.sort(key=lambda name: ARCHS[name] != self)
+        names.sort(key=lambda name: ARCHS[name] != replace(self, variant=Variant()))
         numbers = dict(depths=list(self.depths), hidden_sizes=list(self.hidden_sizes))
         return dict(
             arch=names[0] if names else numbers,
             use_grn=self.use_grn,
             layer_scale_init_value=1e-6 if self.has_layer_scale else None,
+            **self.variant.arguments,
         )
 
     def __str__(self) -> str:
@@ -53,13 +85,15 @@ class Arch:
         closest = min(ARCHS, key=lambda name: self._distance(ARCHS[name]))
         version = '-V2' if closest.startswith('v2-') else ''
         title = f'ConvNeXt{version}-{closest.removeprefix("v2-")}'
-        if replace(self, has_layer_scale=ARCHS[closest].has_layer_scale) != ARCHS[closest]:
+        has_layer_scale = ARCHS[closest].has_layer_scale
+        if replace(self, has_layer_scale=has_layer_scale, variant=Variant()) != ARCHS[closest]:
             title = (
                 f'ConvNeXt with depths {self.depths}, hidden_sizes {self.hidden_sizes}'
                 f'{" and GRN" if self.use_grn else ""} (closest: {title})'
             )
         # V2 blocks never have a layer scale.
-        return title + ('' if self.has_layer_scale or self.use_grn else ' without layer scale')
+        title += '' if self.has_layer_scale or self.use_grn else ' without layer scale'
+        return f'{title} with {self.variant}' if self.variant.arguments else title
 
     def _distance(self, other: Arch) -> float:
         """Sums the log2 ratios of depths and sizes, plus penalties for other differences."""

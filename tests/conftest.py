@@ -27,7 +27,7 @@ NEEDS = {
     'transformers': (
         *('test_benchmark.py', 'test_check_gpu.py'),
         *('test_checkpoint_audit.py', 'test_checkpoint_formats.py'),
-        *('test_checkpoint_sources.py', 'test_checkpoint_tool.py', 'test_checkpoint_variants.py'),
+        *('test_checkpoint_sources.py', 'test_checkpoint_tool.py'),
         *('test_classifier.py', 'test_classify.py', 'test_corruptions.py'),
         *('test_extraction.py', 'test_hf_config.py', 'test_ops.py', 'test_parity.py'),
     ),

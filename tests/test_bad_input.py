@@ -176,6 +176,16 @@ ARGUMENTS = [
     backbone(ValueError, r'drop_path_rate must be in \[0, 1\), got -0.1', drop_path_rate=-0.1),
     backbone(ValueError, r'drop_path_rate must be in \[0, 1\), got 1', drop_path_rate=1),
     backbone(ValueError, r"hidden_act must be one of .*, got \['gelu'\]", hidden_act=['gelu']),
+    backbone(ValueError, 'kernel_size must be odd, so that .*, got 4', kernel_size=4),
+    backbone(ValueError, 'kernel_size must be at least 3, got 1', kernel_size=[7, 7, 7, 1]),
+    backbone(ValueError, r'one for each of the 4 stages, got \(7, 5\)', kernel_size=(7, 5)),
+    backbone(TypeError, "kernel_size must be an integer, got '7'", kernel_size='7'),
+    backbone(TypeError, 'kernel_size must be an integer, got 7.0', kernel_size=7.0),
+    backbone(ValueError, "stem must be one of .*'overlap_act'.*, got 'ols'", stem='ols'),
+    backbone(
+        ValueError, r"norm must be one of .*'simplenorm'.*, got \['layernorm'\]", norm=['layernorm']
+    ),
+    backbone(ValueError, "patch_size must be 4 with stem='overlap'", stem='overlap', patch_size=2),
     backbone(TypeError, r"dict\(type='Pretrained', checkpoint=...\)", init_cfg='x.pth'),
     backbone(TypeError, 'archs', archs='tiny'),
     classifier(ValueError, 'num_labels must not be negative', num_labels=-1),

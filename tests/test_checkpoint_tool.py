@@ -14,7 +14,8 @@ TOOL = 'model_converters/checkpoint.py'
 
 
 def test_inspect_prints_what_a_checkpoint_is(tmp_path):
-    state_dict = ConvNextBackbone('v2-atto').half().state_dict()
+    model = ConvNextBackbone('v2-atto', kernel_size=5, stem='overlap_tiered')
+    state_dict = model.half().state_dict()
     torch.save(dict(state_dict={f'module.{k}': v for k, v in state_dict.items()}), tmp_path / 'x')
     output = run_tool(TOOL, 'inspect', 'x', cwd=tmp_path)
     for words in (
@@ -24,6 +25,8 @@ def test_inspect_prints_what_a_checkpoint_is(tmp_path):
         'ConvNeXt-V2-atto',
         "arch='v2-atto', use_grn=True",
         'layer_scale_init_value=None',
+        'kernel_size=5',
+        "stem='overlap_tiered'",
         'float16',
         f'{sum(v.numel() for v in state_dict.values()) / 1e6:.2f} M',
     ):

@@ -195,6 +195,19 @@ def test_a_backbone_alone_is_its_classifier_without_the_head():
     assert whole['flops'] - alone['flops'] == 320 * 1000 - 5 * 320 * 48
 
 
+def test_relatives_are_counted():
+    args = dict(type=ConvNextBackbone, arch='atto', out_features=('stage4',))
+    backbone = measure(Config(dict(model=args)))
+    small = measure(Config(dict(model=args | dict(kernel_size=5))))
+    overlap = measure(Config(dict(model=args | dict(stem='overlap', norm='rmsnorm'))))
+    places = ((2, 40, 56), (2, 80, 28), (6, 160, 14), (2, 320, 7))  # depth, channels, side
+    taps = sum(depth * channels * side**2 for depth, channels, side in places)
+    assert backbone['flops'] - small['flops'] == (49 - 25) * taps
+    biases = 40 + sum(depth * channels for depth, channels, _ in places) + 40 + 80 + 160 + 320
+    stem = (27 + 1) * 40 + 9 * 40 * 40 - 48 * 40
+    assert overlap['params'] - backbone['params'] == stem - biases
+
+
 def test_shapes_are_those_of_the_tables():
     assert default_shape(detector('mask-rcnn_convnext-t')) == (800, 1280)
     assert default_shape(Config(dict(default_scope='mmseg', crop_size=(640, 640)))) == (640, 2560)

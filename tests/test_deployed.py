@@ -88,7 +88,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match='cannot be deployed: their act is GELU'):
         make(hidden_act='gelu_new').deploy()
     model.encoder.stages[1].layers[0].dwconv = nn.Identity()
-    with pytest.raises(ValueError, match='cannot be deployed: their dwconv was replaced'):
+    with pytest.raises(ValueError, match='cannot be deployed: their dwconv is Identity'):
         model.deploy()
     model = make()
     model.encoder.stages[1].downsampling_layer[1] = nn.Conv2d(8, 16, 2, stride=2, bias=False)

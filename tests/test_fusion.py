@@ -206,7 +206,7 @@ def test_replaced_module(layer, features, log):
     replacement = Lora(16, 64)
     replacement.load_state_dict(layer.pwconv1.state_dict())
     layer.pwconv1 = replacement
-    assert_runs_modules(layer, features, log, 'their pwconv1 was replaced by Lora')
+    assert_runs_modules(layer, features, log, 'their pwconv1 is Lora, which')
 
 
 def test_replaced_forward(layer, features, log):
@@ -230,7 +230,7 @@ def test_replaced_class_of_a_module(layer, features, log):
             return 2 * super().forward(rows)
 
     layer.pwconv1.__class__ = Doubled
-    assert_runs_modules(layer, features, log, 'their pwconv1 was replaced by Doubled')
+    assert_runs_modules(layer, features, log, 'their pwconv1 is Doubled, which')
 
 
 PATCHED = [

@@ -17,7 +17,7 @@ from transformers import (
 from convnext_backbone import ConvNextBackbone, ConvNextModel, infer_arch, load_checkpoint
 from convnext_backbone import ConvNextForImageClassification as Classifier
 from convnext_backbone.checkpoint.hf_config import ACTIVATION_NAMES
-from convnext_backbone.models.blocks import ACTIVATIONS
+from convnext_backbone.models.activations import ACTIVATIONS
 
 FAMILIES = {
     'v1': (ConvNextConfig, ConvNextForImageClassification),

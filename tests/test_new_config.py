@@ -174,6 +174,10 @@ def test_weights_and_architectures(folder):
     assert "'weights.pth'" in write_text('retinanet', 'atto', 1, None, out, 'weights.pth')
     with pytest.raises(ValueError, match='not --arch tiny'):
         write_text('retinanet', 'tiny', 1, None, out, 'weights.pth')
+    model = ConvNextForImageClassification('atto', num_labels=2, stem='overlap')
+    torch.save(model.state_dict(), 'weights.pth')
+    with pytest.raises(ValueError, match=r"needs \{'stem': 'overlap'\} in model.backbone"):
+        write_text('retinanet', 'atto', 1, None, out, 'weights.pth')
     with pytest.raises(FileNotFoundError, match=r'no such weights: none\.pth'):
         write_text('retinanet', 'tiny', 1, None, out, 'none.pth')
 

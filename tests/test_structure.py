@@ -21,8 +21,9 @@ ORDER = (
 
 # The same inside of models.
 MODELS_ORDER = (
-    *('checks', 'fusion', 'drop_path', 'norms', 'embeddings', 'blocks', 'encoder', 'base'),
-    *('out_features', 'deployed', 'freezing', 'backbone', 'model', 'losses', 'classifier'),
+    *('checks', 'activations', 'fusion', 'drop_path', 'norms', 'embeddings', 'blocks'),
+    *('encoder', 'base', 'out_features', 'deployed', 'freezing', 'backbone', 'model'),
+    *('losses', 'classifier'),
 )
 
 MODULES = sorted(PACKAGE.rglob('*.py'))

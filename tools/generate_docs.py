@@ -142,8 +142,9 @@ def weights_page() -> str:
         'DINOv3 License allows commercial use under its own conditions. All of these are about '
         'the weights; the code of this project is Apache-2.0.\n'
         "- **Size** is the side of the training images; a dash, if nobody publishes it. timm's "
-        'variants with an overlapping stem (`_ols`) or RMSNorm (`_rms`) do not fit and are not '
-        "listed, nor are mmpretrain's files, which are conversions of Meta's.\n"
+        'variants with an overlapping stem (`_ols`) or other norms (`_rms`) need '
+        '[arguments](checkpoints.md#relatives) and are not listed, nor are '
+        "mmpretrain's files, which are conversions of Meta's.\n"
         "- CLIP-trained weights expect images normalised with CLIP's mean and standard deviation: "
         '`mean=[122.77, 116.75, 104.09], std=[68.50, 66.63, 70.32]`.',
     ]

@@ -16,7 +16,7 @@ from .names import Name, listed, parse_name, parse_native
 from .report import LoadReport
 from .stems import adapt_stem, can_be_adapted
 from .translate import Translation, translate
-from .variants import foreign_parts
+from .variants import UNCLEAR_NORM, foreign_parts
 
 # Parts that are ignored if the model does not have them, and the reason.
 _LEFT_OUT = {
@@ -103,7 +103,8 @@ def match(
             else:
                 report.ignored[found.names[native]] = reason
             continue
-        if (name.part, name.leaf) == ('stem_conv', 'weight') and can_be_adapted(tensor, own):
+        is_first = name.leaf == 'weight' and name.part in ('stem_conv', 'overlap_conv1')
+        if is_first and can_be_adapted(tensor, own):
             tensor = adapt_stem(tensor, own, target.name, target.adapt_stem)
             report.adapted.append(native)
         if not can_be_copied(tensor, own):
@@ -209,7 +210,7 @@ def _explain(
     misfits: dict[str, str],
 ) -> str:
     """Describes which tensors do not fit the model, and which model would fit the file."""
-    theirs = read_arch(found.tensors)
+    theirs = read_arch(found.tensors, target.arch.variant.norm)
     parts = {parse_native(native).part for native in [*lost, *surplus, *misfits]}
     if parts == {'head'}:
         head = found.tensors.get(Name('head', 'weight').native)
@@ -240,11 +241,19 @@ def _explain(
     elif theirs == target.arch:
         verdict = f'this file and the model are both a {theirs}, but the file is damaged'
     else:
-        arguments = ', '.join(f'{name}={value!r}' for name, value in theirs.arguments.items())
+        # Also the defaults that the model was not built with.
+        wanted = {key: getattr(theirs.variant, key) for key in target.arch.variant.arguments}
+        wanted |= theirs.arguments
+        arguments = ', '.join(f'{name}={value!r}' for name, value in wanted.items())
         verdict = (
             f'this file is a {theirs}, the model is a {target.arch}; '
             f'build the model with {arguments} to fit the file'
         )
+        if theirs.variant.norm == UNCLEAR_NORM:
+            verdict += (
+                ". The tensors do not tell which of the two norms: timm's zepto_rms has "
+                'simplenorm, its atto_rms has rmsnorm'
+            )
     problems = {
         'Missing key(s)': lost,
         'Unexpected key(s)': surplus,

@@ -32,16 +32,22 @@ class Format:
         flat_grn: Whether the parameters of GRN are stored as ``(4C,)``, not ``(1, 1, 1, 4C)``.
         lone_norm_is_final: Whether the final norm of a classifier has the name of the norm of the
             last feature map.
+        convolutions: The parts that must be there as convolutions: other networks, and other stems,
+            share the names.
     """
 
     title: str
     parts: Mapping[str, str]
     flat_grn: bool = False
     lone_norm_is_final: bool = False
+    convolutions: tuple[str, ...] = ('dwconv',)
 
 
 _HF = {
     'stem_conv': 'embeddings.patch_embeddings',
+    'overlap_conv1': 'embeddings.patch_embeddings.0',
+    'overlap_conv2': 'embeddings.patch_embeddings.1',
+    'overlap_act_conv2': 'embeddings.patch_embeddings.2',
     'stem_norm': 'embeddings.layernorm',
     'down_norm': 'encoder.stages.{i}.downsampling_layer.0',
     'down_conv': 'encoder.stages.{i}.downsampling_layer.1',
@@ -100,12 +106,32 @@ _TIMM = {
     'head': 'head.fc',
 }
 
-# features_only=True flattens the outermost level of names.
-_TIMM_FEATURES = {
-    part: template.replace('stem.', 'stem_').replace('stages.', 'stages_')
-    for part, template in _TIMM.items()
-    if part not in NORMS_AND_HEAD
+# The two convolutions of overlapping stems, without and with an activation between them.
+_TIMM_OVERLAP = {
+    **_TIMM,
+    'overlap_conv1': 'stem.0',
+    'overlap_conv2': 'stem.1',
+    'stem_norm': 'stem.2',
 }
+_TIMM_OVERLAP_ACT = {
+    **_TIMM,
+    'overlap_conv1': 'stem.0',
+    'overlap_act_conv2': 'stem.2',
+    'stem_norm': 'stem.3',
+}
+del _TIMM_OVERLAP['stem_conv'], _TIMM_OVERLAP_ACT['stem_conv']
+_OVERLAP = ('dwconv', 'overlap_conv2')
+_OVERLAP_ACT = ('dwconv', 'overlap_act_conv2')
+
+
+def _features_only(parts: Mapping[str, str]) -> dict[str, str]:
+    """The names with features_only=True, which flattens their outermost level."""
+    return {
+        part: template.replace('stem.', 'stem_').replace('stages.', 'stages_')
+        for part, template in parts.items()
+        if part not in NORMS_AND_HEAD
+    }
+
 
 _TORCHVISION = {
     'stem_conv': 'features.0.0',
@@ -148,7 +174,25 @@ FORMATS = {
     'meta': Format('Meta (V1, V2, DINOv3, EUPE)', _META),
     'fcmae': Format('Meta V2 FCMAE pre-training', _FCMAE),
     'timm': Format('timm / OpenCLIP', _TIMM, flat_grn=True),
-    'timm_features': Format('timm features_only', _TIMM_FEATURES, flat_grn=True),
+    'timm_features': Format('timm features_only', _features_only(_TIMM), flat_grn=True),
+    'timm_overlap': Format(
+        'timm with an overlapping stem', _TIMM_OVERLAP, flat_grn=True, convolutions=_OVERLAP
+    ),
+    'timm_overlap_features': Format(
+        'timm features_only with an overlapping stem',
+        _features_only(_TIMM_OVERLAP),
+        flat_grn=True,
+        convolutions=_OVERLAP,
+    ),
+    'timm_overlap_act': Format(
+        'timm with overlap_act', _TIMM_OVERLAP_ACT, flat_grn=True, convolutions=_OVERLAP_ACT
+    ),
+    'timm_overlap_act_features': Format(
+        'timm features_only with overlap_act',
+        _features_only(_TIMM_OVERLAP_ACT),
+        flat_grn=True,
+        convolutions=_OVERLAP_ACT,
+    ),
     'torchvision': Format('torchvision', _TORCHVISION),
     'mmpretrain': Format(
         'mmpretrain / OpenMMLab', _MMPRETRAIN, flat_grn=True, lone_norm_is_final=True
@@ -159,8 +203,14 @@ FORMATS = {
 # The names of this package.
 NATIVE = FORMATS['hf']
 
-# Formats in which weights can be written.
+# Formats in which weights can be written, and the one of timm's for each stem.
 WRITABLE = ('hf', 'meta', 'timm')
+TIMM_STEMS = {
+    'patch': 'timm',
+    'overlap': 'timm_overlap',
+    'overlap_tiered': 'timm_overlap',
+    'overlap_act': 'timm_overlap_act',
+}
 
 # Regular expressions of names that are not part of a backbone in any format, and their meaning.
 IGNORED = {

@@ -12,7 +12,7 @@ from .hf_config import contradictions
 from .names import Name, listed, parse_native
 from .sources import Source, read_checkpoint
 from .translate import translate
-from .variants import foreign_parts
+from .variants import foreign_parts, read_variant
 
 # Vectors with one number per channel.
 _VECTORS = (('dwconv', 'bias'), ('norm', 'weight'), ('norm', 'bias'), ('pwconv2', 'bias'))
@@ -29,13 +29,16 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
         ``dict(arch=..., use_grn=..., layer_scale_init_value=...)``, arguments of
         :class:`convnext_backbone.ConvNextBackbone`: ``arch`` is a name, or a dict of depths and
         hidden sizes if they are not those of a known model; ``layer_scale_init_value`` is None if
-        the blocks have no layer scale. For a model folder of Hugging Face, those of
-        ``num_channels``, ``patch_size``, ``hidden_act``, ``norm_eps`` and ``layer_norm_eps`` that
-        its ``config.json`` sets to another value than this package's default are added.
+        the blocks have no layer scale. ``kernel_size``, ``stem`` and ``norm`` are added if they are
+        not those of ConvNeXt. If the norms have no bias, ``norm`` is ``'rmsnorm or simplenorm'``:
+        the tensors do not tell which, and the model wants one of them. For a model folder of
+        Hugging Face, those of ``num_channels``, ``patch_size``, ``hidden_act``, ``norm_eps`` and
+        ``layer_norm_eps`` that its ``config.json`` sets to another value than this package's
+        default are added.
 
     Raises:
         ValueError: As :func:`convnext_backbone.load_checkpoint`, if stages or blocks are missing in
-            between, or if no arguments build the model, such as for an overlapping stem.
+            between, or if no arguments build the model, such as for convolutions without bias.
         FileNotFoundError, TypeError, ImportError, OSError: As
             :func:`convnext_backbone.load_checkpoint`.
     """
@@ -70,10 +73,14 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
     return arch.arguments | {key: theirs for key, (theirs, _) in others.items()}
 
 
-def read_arch(tensors: Mapping[str, Tensor]) -> Arch:
+def read_arch(tensors: Mapping[str, Tensor], norm: str | None = None) -> Arch:
     """Reads the architecture from tensors with native names.
 
     The width of a stage is the most frequent size of its norms and biases: some may be damaged.
+
+    Args:
+        tensors: Tensors by native name, in native layout.
+        norm: The kind of norms without bias, if it is known. Default: None.
     """
     depths: Counter[int] = Counter()
     widths: dict[int, Counter[int]] = {}
@@ -92,5 +99,6 @@ def read_arch(tensors: Mapping[str, Tensor]) -> Arch:
         hidden_sizes=tuple(widths[i].most_common(1)[0][0] if i in widths else 0 for i in stages),
         use_grn='grn_weight' in parts,
         has_layer_scale='layer_scale' in parts,
+        variant=read_variant(tensors, norm),
     )
     return with_known_eps(arch)

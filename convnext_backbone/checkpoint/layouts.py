@@ -15,7 +15,8 @@ from .formats import Format
 from .names import Name
 
 _GRN = ('grn_weight', 'grn_bias')
-_CONVS = ('stem_conv', 'down_conv', 'dwconv')
+_OVERLAP_CONVS = ('overlap_conv1', 'overlap_conv2', 'overlap_act_conv2')
+_CONVS = ('stem_conv', *_OVERLAP_CONVS, 'down_conv', 'dwconv')
 
 
 def to_native(name: Name, tensor: Tensor) -> Tensor:
@@ -49,6 +50,11 @@ def to_native(name: Name, tensor: Tensor) -> Tensor:
 def from_native(name: Name, tensor: Tensor, target: Format) -> Tensor:
     """Converts a tensor from the layout of this package to the layout of a format."""
     return tensor.reshape(-1) if name.part in _GRN and target.flat_grn else tensor
+
+
+def is_convolution(name: Name, tensor: Tensor) -> bool:
+    """Whether a tensor in native layout can be the weight of a convolution at its place."""
+    return is_depthwise(tensor) if name.part == 'dwconv' else tensor.ndim == 4
 
 
 def is_depthwise(tensor: Tensor) -> bool:

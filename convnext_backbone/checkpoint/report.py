@@ -21,7 +21,8 @@ class LoadReport:
         source: Path or address of the checkpoint, or ``'a state dict'``.
         container: What the tensors were stored in, such as ``"torch file, key 'model'"``.
         format: Key of the recognised format: ``'hf'``, ``'meta'``, ``'fcmae'``, ``'timm'``,
-            ``'timm_features'``, ``'torchvision'``, ``'mmpretrain'``, ``'hf_dinov3'``.
+            ``'timm_features'``, ``'torchvision'``, ``'mmpretrain'``, ``'hf_dinov3'``, and those of
+            timm's overlapping stems.
         prefix: Key prefix of the ConvNeXt's names in the checkpoint.
         matched: Names of the model's tensors that were loaded, without a classifier's
             ``convnext.``.

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from .containers import Checkpoint, CheckpointError
-from .formats import AVERAGED_PREFIXES, FORMATS, IGNORED, OTHER_PREFIXES, WRITABLE
-from .layouts import from_native, is_depthwise, to_native
+from .formats import (
+    AVERAGED_PREFIXES,
+    FORMATS,
+    IGNORED,
+    OTHER_PREFIXES,
+    TIMM_STEMS,
+    WRITABLE,
+)
+from .layouts import from_native, is_convolution, to_native
 from .names import Name, find_name, is_inside, listed, parse_name, parse_native, write_name
+from .variants import read_variant
 
 
 @dataclass
@@ -132,25 +140,33 @@ def export(tensors: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], l
         The tensors by the names of that format, and the native names that it does not have.
 
     Raises:
-        ValueError: If weights cannot be written to that format.
+        ValueError: If weights cannot be written to that format, or these are not of a ConvNeXt but
+            of a relative that only timm has.
     """
     if to not in WRITABLE:
         raise ValueError(f'weights can be written as {", ".join(WRITABLE)}, not as {to!r}')
+    variant = read_variant(tensors)
+    if variant.arguments and to != 'timm':
+        raise ValueError(
+            f'these weights cannot be written as {to}, {FORMATS[to].title} has no models with '
+            f'{variant}: write them as timm'
+        )
+    target = FORMATS[TIMM_STEMS[variant.stem] if to == 'timm' else to]
     written, left = {}, []
     for native, tensor in tensors.items():
         name = parse_native(native)
-        spelled = write_name(name, FORMATS[to])
+        spelled = write_name(name, target)
         if spelled is None:
             left.append(native)
         else:
-            written[spelled] = from_native(name, tensor, FORMATS[to])
+            written[spelled] = from_native(name, tensor, target)
     return written, left
 
 
 def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str, str]:
     """Returns the format that matches most names of stem and stages, and their key prefix."""
     counts: Counter[tuple[str, str]] = Counter()
-    convolutions = set()
+    convolutions: dict[tuple[str, str], set[str]] = defaultdict(set)
     for key, candidate in FORMATS.items():
         for source_name, tensor in tensors.items():
             place = find_name(source_name, candidate)
@@ -158,10 +174,14 @@ def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str,
                 continue
             prefix, name = place
             counts[key, prefix] += 1
-            if name.part == 'dwconv' and is_depthwise(to_native(name, tensor)):
-                convolutions.add((key, prefix))
-    # Other networks share some names, but not those of depthwise convolutions.
-    found = {which: count for which, count in counts.items() if which in convolutions}
+            is_needed = name.part in candidate.convolutions
+            if is_needed and is_convolution(name, to_native(name, tensor)):
+                convolutions[key, prefix].add(name.part)
+    found = {
+        which: count
+        for which, count in counts.items()
+        if convolutions[which].issuperset(FORMATS[which[0]].convolutions)
+    }
     if not found:
         raise CheckpointError(
             f'no ConvNeXt in {checkpoint.source}: none of the known formats '

@@ -11,11 +11,11 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..arch import resolve_arch
+from ..arch import Variant, resolve_arch
 from .base import ConvNextBase
 from .deployed import DeployedBackbone
 from .freezing import FrozenInOneLine
-from .norms import ConvNextLayerNorm
+from .norms import make_norm
 from .out_features import resolve_out_features
 
 
@@ -51,9 +51,9 @@ class ConvNextBackbone(ConvNextBase):
             Frozen parts get no gradients and stay in eval mode. The norms of the feature maps stay
             trainable.
         **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
-            ``patch_size``, ``hidden_act``, ``use_grn``, ``drop_path_rate``,
-            ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``, ``with_cp``,
-            ``adapt_stem``, ``output_stride``, ``fused``, ``prefer``, ``init_cfg``.
+            ``patch_size``, ``kernel_size``, ``stem``, ``norm``, ``hidden_act``, ``use_grn``,
+            ``drop_path_rate``, ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``,
+            ``with_cp``, ``adapt_stem``, ``output_stride``, ``fused``, ``prefer``, ``init_cfg``.
 
     Attributes:
         stage_names: ``('stem', 'stage1', ..., 'stageN')`` of the architecture.
@@ -96,7 +96,8 @@ class ConvNextBackbone(ConvNextBase):
         self.strides = [strides[i] for i in picks]
         self.hidden_states_norms = nn.ModuleDict(
             {
-                name: ConvNextLayerNorm(
+                name: make_norm(
+                    self.arch.variant.norm,
                     channels,
                     eps=self.arch.norm_eps,
                     data_format='channels_first',
@@ -133,7 +134,8 @@ class ConvNextBackbone(ConvNextBase):
 
         Returns:
             A tuple of feature maps in stage order, each ``(N, channels[i], H // strides[i],
-            W // strides[i])``, or the same in a :class:`ConvNextBackboneOutput`.
+            W // strides[i])``, or the same in a :class:`ConvNextBackboneOutput`. An overlapping
+            stem rounds its sides up.
 
         Raises:
             ValueError: As :meth:`ConvNextBase.extract_hidden_states`, or if hidden states are
@@ -167,9 +169,15 @@ class ConvNextBackbone(ConvNextBase):
                 everything is computed in bfloat16, except sums and the statistics of norms.
 
         Raises:
-            ValueError: If the dtype is another one, or if a block has other modules than it was
+            ValueError: If the dtype is another one, if the backbone has another ``kernel_size``,
+                ``stem`` or ``norm`` than the default, or if a block has other modules than it was
                 built with or another activation than GELU.
         """
+        if self.arch.variant != Variant():
+            raise ValueError(
+                f'the backbone cannot be deployed with {self.arch.variant}: the functions for '
+                "inference alone have kernel_size=7, stem='patch' and norm='layernorm'"
+            )
         return DeployedBackbone(
             self.embeddings,
             self.encoder.stages,  # type: ignore[arg-type]

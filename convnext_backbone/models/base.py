@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ..arch import resolve_arch
+from ..arch import Variant, one_or_per_stage, resolve_arch
 from ..checkpoint import LoadsAnyCheckpoint, Target
-from .checks import check_finite, check_flag, check_integer, check_positive
+from .checks import (
+    check_finite,
+    check_flag,
+    check_integer,
+    check_positive,
+    kernel_size_of_stages,
+)
 from .embeddings import ConvNextEmbeddings
 from .encoder import ConvNextEncoder
 
@@ -27,6 +33,14 @@ class ConvNextBase(LoadsAnyCheckpoint):
             Default: ``'tiny'``.
         num_channels: Number of image channels. Default: 3.
         patch_size: Stride of the stem in pixels. Default: 4.
+        kernel_size: Side of the kernels of the depthwise convolutions: an odd number, or one per
+            stage. Default: 7, with which alone blocks run fused.
+        stem: ``'patch'`` (default), or a stem of timm's ``_ols`` models with two convolutions of
+            3x3 and stride 2: ``'overlap'``, ``'overlap_tiered'`` (the first one has about half of
+            the channels) or ``'overlap_act'`` (with an activation between them).
+        norm: The kind of all norms. Default: ``'layernorm'``. ``'rmsnorm'`` (timm's ``atto_rms``)
+            divides by the root of the mean square, ``'simplenorm'`` (timm's ``zepto_rms``) by the
+            standard deviation. These two subtract no mean, have no bias and do not run fused.
         hidden_act: One of ``gelu`` (default), ``gelu_new``, ``relu``, ``silu``.
         use_grn: Whether the blocks are ConvNeXt V2 blocks, with global response normalisation
             instead of layer scale. Default: None, which follows ``arch``.
@@ -82,6 +96,9 @@ class ConvNextBase(LoadsAnyCheckpoint):
         *,
         num_channels: int = 3,
         patch_size: int = 4,
+        kernel_size: int | Sequence[int] = 7,
+        stem: str = 'patch',
+        norm: str = 'layernorm',
         hidden_act: str = 'gelu',
         use_grn: bool | None = None,
         drop_path_rate: float = 0.0,
@@ -111,8 +128,10 @@ class ConvNextBase(LoadsAnyCheckpoint):
             )
         super().__init__(init_cfg=init_cfg)
         found = resolve_arch(arch, use_grn, has_layer_scale=bool(layer_scale_init_value))
+        kernel_sizes = kernel_size_of_stages(kernel_size, len(found.depths))
         self.arch = replace(
             found,
+            variant=Variant(one_or_per_stage(kernel_sizes), stem, norm),
             norm_eps=norm_eps or found.norm_eps,
             final_norm_eps=layer_norm_eps or found.final_norm_eps,
         )
@@ -125,6 +144,9 @@ class ConvNextBase(LoadsAnyCheckpoint):
             patch_size,
             norm_eps=self.arch.norm_eps,
             fused=fused,
+            stem=stem,
+            norm=norm,
+            hidden_act=hidden_act,
         )
         self.encoder = ConvNextEncoder(
             self.arch.depths,
@@ -132,6 +154,8 @@ class ConvNextBase(LoadsAnyCheckpoint):
             drop_path_rate=drop_path_rate,
             max_stride=_max_stride(output_stride, patch_size, len(self.arch.depths)),
             num_stages=num_stages,
+            kernel_sizes=kernel_sizes,
+            norm=norm,
             hidden_act=hidden_act,
             use_grn=self.arch.use_grn,
             layer_scale_init_value=layer_scale_init_value if self.arch.has_layer_scale else None,

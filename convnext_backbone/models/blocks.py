@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -19,6 +18,7 @@ from ..ops import (
     kernels_title,
     modules_are_better,
 )
+from .activations import make_activation
 from .checks import check_flag
 from .drop_path import ConvNextDropPath
 from .fusion import (
@@ -31,22 +31,14 @@ from .fusion import (
     obstacle_in_tensors,
     product_dtype,
 )
-from .norms import ConvNextGRN, ConvNextLayerNorm
-
-# The activations, by their names in Hugging Face.
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    'gelu': nn.GELU,
-    'gelu_new': lambda: nn.GELU(approximate='tanh'),
-    'relu': nn.ReLU,
-    'silu': nn.SiLU,
-}
+from .norms import ConvNextGRN, ConvNextLayerNorm, make_norm
 
 # The matrix products of a fused block have one of these dtypes.
 FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class ConvNextLayer(nn.Module):
-    """One block: depthwise 7x7, norm, inverted bottleneck, layer scale, drop path, residual.
+    """One block: depthwise convolution, norm, bottleneck, layer scale, drop path, residual.
 
     With ``use_grn``, a global response normalisation follows the activation (ConvNeXt V2). The
     block runs as one fused function if that gives the same result; otherwise its modules run. The
@@ -65,7 +57,11 @@ class ConvNextLayer(nn.Module):
             checkpointing). Default: False.
         dilation: Dilation of the depthwise convolution. Default: 1. Fused functions do not support
             another one, so the modules run.
+        kernel_size: Side of the kernel of the depthwise convolution, an odd number. Default: 7.
+            With another one, the modules run.
         norm_eps: Added to the variance by the norm. Default: 1e-6.
+        norm: As in :class:`ConvNextBase`. Default: ``'layernorm'``. With another one, the modules
+            run.
         fused: True runs the block fused if possible, False always runs its modules. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if
             it is not set). On a GPU, None also runs the modules where they are faster.
@@ -76,7 +72,8 @@ class ConvNextLayer(nn.Module):
         Input and output: ``(N, C, H, W)``. The fused block returns channels_last memory.
 
     Raises:
-        ValueError: If ``hidden_act`` or ``prefer`` is unknown or ``drop_path`` is outside [0, 1).
+        ValueError: If ``hidden_act``, ``norm`` or ``prefer`` is unknown or ``drop_path`` is outside
+            [0, 1).
         TypeError: If ``drop_path`` is not a number, or a flag is not True or False.
     """
 
@@ -100,23 +97,28 @@ class ConvNextLayer(nn.Module):
         layer_scale_init_value: float | None = 1e-6,
         with_cp: bool = False,
         dilation: int = 1,
+        kernel_size: int = 7,
         norm_eps: float = 1e-6,
+        norm: str = 'layernorm',
         fused: bool | None = None,
         prefer: str = 'speed',
     ) -> None:
         super().__init__()
         if prefer not in PREFERENCES:
             raise ValueError(f'prefer must be one of {PREFERENCES}, got {prefer!r}')
-        if hidden_act not in list(ACTIVATIONS):
-            raise ValueError(f'hidden_act must be one of {list(ACTIVATIONS)}, got {hidden_act!r}')
         check_flag('with_cp', with_cp)
         check_flag('fused', fused, optional=True)
         self.dwconv = nn.Conv2d(
-            dim, dim, kernel_size=7, padding=3 * dilation, dilation=dilation, groups=dim
+            dim,
+            dim,
+            kernel_size=kernel_size,
+            padding=kernel_size // 2 * dilation,
+            dilation=dilation,
+            groups=dim,
         )
-        self.layernorm = ConvNextLayerNorm(dim, eps=norm_eps)
+        self.layernorm = make_norm(norm, dim, eps=norm_eps)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
-        self.act = ACTIVATIONS[hidden_act]()
+        self.act = make_activation(hidden_act)
         self.grn = ConvNextGRN(4 * dim) if use_grn else nn.Identity()
         self.pwconv2 = nn.Linear(4 * dim, dim)
         if layer_scale_init_value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 
@@ -17,6 +18,41 @@ def check_integer(name: str, value: object, at_least: int) -> None:
         raise TypeError(f'{name} must be an integer, got {value!r}')
     if value < at_least:
         raise ValueError(f'{name} must be at least {at_least}, got {value}')
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuses everything but one of several names.
+
+    Raises:
+        ValueError: If the value is anything else.
+    """
+    # Values that cannot be hashed are no error of a list.
+    if value not in list(allowed):
+        raise ValueError(f'{name} must be one of {list(allowed)}, got {value!r}')
+
+
+def kernel_size_of_stages(value: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    """Refuses everything but an odd kernel size of at least 3, or one per stage.
+
+    Returns:
+        One per stage.
+
+    Raises:
+        TypeError: If the value is neither an integer nor a sequence of integers.
+        ValueError: If a number is even or too small, or if there is not one per stage.
+    """
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    sizes: tuple[int, ...] = tuple(value) if is_list else (value,) * num_stages  # type: ignore
+    for size in sizes:
+        check_integer('kernel_size', size, at_least=3)
+        if size % 2 == 0:
+            raise ValueError(f'kernel_size must be odd, so that resolutions stay, got {size}')
+    if len(sizes) != num_stages:
+        raise ValueError(
+            f'kernel_size must be one number or one for each of the {num_stages} stages, '
+            f'got {value!r}'
+        )
+    return sizes
 
 
 def check_flag(name: str, value: object, optional: bool = False) -> None:

@@ -53,7 +53,7 @@ class DeployedBackbone(nn.Module):
         self.num_channels = embeddings.num_channels
         with torch.no_grad():
             conv = embeddings.patch_embeddings
-            self.stem = _Patches(conv, None, dtype)
+            self.stem = _Patches(conv, None, dtype)  # type: ignore[arg-type]
             self.stem_norm = _Norm(embeddings.layernorm)
             self.stages = [_Stage(stage, dtype) for stage in stages]
             names = ('stem', *(f'stage{i}' for i in range(1, len(self.stages) + 1)))

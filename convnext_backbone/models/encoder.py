@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .blocks import ConvNextLayer
 from .checks import check_rate
-from .norms import ConvNextLayerNorm
+from .norms import make_norm
 
 
 class ConvNextStage(nn.Module):
@@ -27,6 +27,8 @@ class ConvNextStage(nn.Module):
             stays: the 2x2 convolution of the downsampling has stride 1 and dilation D / 2.
         drop_path_rates: One rate per layer. Default: None, all 0.
         norm_eps: Added to the variance by the norms. Default: 1e-6.
+        norm: As in :class:`ConvNextBase`, for the layers and the downsampling.
+            Default: ``'layernorm'``.
         fused: As in :class:`ConvNextLayer`, for the layers and the norm. Default: None.
         **layer_args: Passed to every :class:`ConvNextLayer`.
 
@@ -46,6 +48,7 @@ class ConvNextStage(nn.Module):
         dilation: int = 1,
         drop_path_rates: Sequence[float] | None = None,
         norm_eps: float = 1e-6,
+        norm: str = 'layernorm',
         fused: bool | None = None,
         **layer_args,
     ) -> None:
@@ -64,8 +67,8 @@ class ConvNextStage(nn.Module):
             else:
                 conv = nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride)
             downsampling = [
-                ConvNextLayerNorm(
-                    in_channels, eps=norm_eps, data_format='channels_first', fused=fused
+                make_norm(
+                    norm, in_channels, eps=norm_eps, data_format='channels_first', fused=fused
                 ),
                 conv,
             ]
@@ -77,6 +80,7 @@ class ConvNextStage(nn.Module):
                     drop_path=rate,
                     dilation=dilation,
                     norm_eps=norm_eps,
+                    norm=norm,
                     fused=fused,
                     **layer_args,
                 )
@@ -102,6 +106,8 @@ class ConvNextEncoder(nn.Module):
         max_stride: Largest stride of a stage relative to the stem, a power of 2. Later stages are
             dilated instead. Default: None, no limit.
         num_stages: Number of stages to build, from the first one. Default: None, all.
+        kernel_sizes: Side of the kernels of the depthwise convolutions of each stage. Default:
+            None, 7 in all.
         **layer_args: Passed to every :class:`ConvNextStage`, such as ``fused`` or ``norm_eps``.
 
     Shape:
@@ -123,6 +129,7 @@ class ConvNextEncoder(nn.Module):
         drop_path_rate: float = 0.0,
         max_stride: int | None = None,
         num_stages: int | None = None,
+        kernel_sizes: Sequence[int] | None = None,
         **layer_args,
     ) -> None:
         super().__init__()
@@ -130,6 +137,7 @@ class ConvNextEncoder(nn.Module):
         # On the CPU even under a device context: tensors on the meta device have no values.
         rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float64, device='cpu')
         in_channels = [hidden_sizes[0], *hidden_sizes]
+        kernel_sizes = kernel_sizes or [7] * len(depths)
         full = [2**i for i in range(len(depths))]
         strides = [min(stride, max_stride or stride) for stride in full][:num_stages]
         stages = [
@@ -140,6 +148,7 @@ class ConvNextEncoder(nn.Module):
                 stride=strides[i] // strides[i - 1] if i > 0 else 1,
                 dilation=full[i] // strides[i],
                 drop_path_rates=stage_rates.tolist(),
+                kernel_size=kernel_sizes[i],
                 **layer_args,
             )
             for i, stage_rates in enumerate(rates.split(list(depths))[:num_stages])

@@ -109,7 +109,7 @@ def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]
     for name, allowed in types.items():
         inner = getattr(module, name)
         if type(inner) not in allowed:
-            return f'their {name} was replaced by {type(inner).__name__}'
+            return f'their {name} is {type(inner).__name__}, which no fused function replaces'
         for method in METHODS:
             if method in vars(inner):
                 return f'the {method} of their {name} was replaced'

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checkpoint import Target
 from .base import ConvNextBase
-from .norms import ConvNextLayerNorm
+from .norms import make_norm
 
 
 @dataclass
@@ -38,9 +38,9 @@ class ConvNextModel(ConvNextBase):
     Args:
         arch: As in :class:`ConvNextBase`. Default: ``'tiny'``.
         **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
-            ``patch_size``, ``hidden_act``, ``use_grn``, ``drop_path_rate``,
-            ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``, ``with_cp``,
-            ``adapt_stem``, ``fused``, ``prefer``, ``init_cfg``.
+            ``patch_size``, ``kernel_size``, ``stem``, ``norm``, ``hidden_act``, ``use_grn``,
+            ``drop_path_rate``, ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``,
+            ``with_cp``, ``adapt_stem``, ``fused``, ``prefer``, ``init_cfg``.
 
     Attributes:
         hidden_size: Number of channels of the pooled features, C.
@@ -53,7 +53,9 @@ class ConvNextModel(ConvNextBase):
     def __init__(self, arch: str | Mapping = 'tiny', **base_args) -> None:
         super().__init__(arch, num_stages=None, **base_args)
         self.hidden_size = self.arch.hidden_sizes[-1]
-        self.layernorm = ConvNextLayerNorm(self.hidden_size, eps=self.arch.final_norm_eps)
+        self.layernorm = make_norm(
+            self.arch.variant.norm, self.hidden_size, eps=self.arch.final_norm_eps
+        )
 
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool = False

@@ -1,4 +1,4 @@
-"""The normalisations of ConvNeXt: LayerNorm over the channels, and GRN (only ConvNeXt V2)."""
+"""The normalisations of ConvNeXt and its relatives: over the channels, and GRN (ConvNeXt V2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import compiled_norm, fused_norm, have_norm_kernels, wide
-from .checks import check_flag
+from .checks import check_choice, check_flag
 from .fusion import (
     fused_replaces,
     is_exported,
@@ -98,6 +98,57 @@ class ConvNextLayerNorm(nn.LayerNorm):
 
 
 fused_replaces(ConvNextLayerNorm, 'forward', 'normalize')
+
+
+class ConvNextRMSNorm(ConvNextLayerNorm):
+    """Divides by the root of the mean square of the channels, as timm's ``rmsnorm``.
+
+    The mean is not subtracted, and there is no bias. Arguments as in :class:`ConvNextLayerNorm`; no
+    kernels of this package compute it.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_parameter('bias', None)
+
+    def normalize(self, features: Tensor) -> Tensor:
+        """Normalises over the last axis."""
+        hidden = features.to(wide(features.dtype))
+        hidden = hidden * torch.rsqrt(self.squared_scale(hidden) + self.eps)
+        return (hidden * self.weight.to(hidden.dtype)).to(features.dtype)
+
+    def squared_scale(self, features: Tensor) -> Tensor:
+        """Returns the square of what the channels are divided by, except for ``eps``."""
+        return features.square().mean(-1, keepdim=True)
+
+
+class ConvNextSimpleNorm(ConvNextRMSNorm):
+    """Divides by the standard deviation of the channels, as timm's ``simplenorm``.
+
+    The mean is not subtracted from what is divided, and there is no bias. Its variance is the
+    unbiased one, of N - 1 degrees of freedom.
+    """
+
+    def squared_scale(self, features: Tensor) -> Tensor:
+        return features.var(-1, keepdim=True)
+
+
+# By the names of timm.
+NORMS = {
+    'layernorm': ConvNextLayerNorm,
+    'rmsnorm': ConvNextRMSNorm,
+    'simplenorm': ConvNextSimpleNorm,
+}
+
+
+def make_norm(norm: str, channels: int, **args) -> ConvNextLayerNorm:
+    """Builds a norm of one of ``NORMS``, with the arguments of :class:`ConvNextLayerNorm`.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    check_choice('norm', norm, NORMS)
+    return NORMS[norm](channels, **args)
 
 
 class ConvNextGRN(nn.Module):

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from own_data.config_text import Code, Setting
 
 from convnext_backbone import infer_arch, list_pretrained
-from convnext_backbone.arch import ARCHS, resolve_arch
+from convnext_backbone.arch import ARCHS, Variant, resolve_arch
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
@@ -60,7 +60,7 @@ def choose_weights(arch: str, given: str | None, base: Config) -> str | None:
 
     Raises:
         FileNotFoundError: If a given file does not exist.
-        ValueError: If it is one of another architecture.
+        ValueError: If it is one of another architecture, or of a relative of ConvNeXt.
     """
     if given == 'none':
         return None
@@ -72,9 +72,16 @@ def choose_weights(arch: str, given: str | None, base: Config) -> str | None:
     if '://' not in given:
         if not Path(given).exists():
             raise FileNotFoundError(f'no such weights: {given}')
-        found, wanted = resolve_arch(infer_arch(given)['arch']), resolve_arch(arch)
+        arguments = infer_arch(given)
+        found, wanted = resolve_arch(arguments['arch']), resolve_arch(arch)
         if (found.depths, found.hidden_sizes) != (wanted.depths, wanted.hidden_sizes):
             raise ValueError(f'{given} holds a {found}, not --arch {arch}')
+        variant = {key: arguments[key] for key in vars(Variant()) if key in arguments}
+        if variant:
+            raise ValueError(
+                f'{given} needs {variant} in model.backbone, which no recipe has: write the config '
+                'with --weights none, then add these arguments and init_cfg'
+            )
     return given
 
 
