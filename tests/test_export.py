@@ -8,18 +8,21 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, SMALL, STAGES, randomize, small_backbone
+from helpers import REPO, randomize
 from PIL import Image
 
-from convnext_backbone import ConvNextBackbone, FeatureExtractor
+from convnext_backbone import ConvNextBackbone
 
 TOOL = REPO / 'tools/model_converters/export.py'
+# Symbolic sizes of more stages take the exporters long.
+ARCH = dict(depths=[1, 1], hidden_sizes=[8, 16])
+STAGES = ('stage1', 'stage2')
 CONFIG = f"""
 model = dict(
     type='Detector',
     data_preprocessor=dict(mean=[120, 115, 100], std=[60, 60, 60], bgr_to_rgb=True),
     backbone=dict(
-        type='convnext_backbone.ConvNextBackbone', arch={SMALL}, out_indices=(0, 1, 2, 3)
+        type='convnext_backbone.ConvNextBackbone', arch={ARCH}, out_indices=(0, 1)
     ),
 )
 """
@@ -28,18 +31,28 @@ _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 default_scope = 'mmdet'
 model = dict(
     backbone=dict(
-        _delete_=True, type='ConvNextBackbone', arch={SMALL}, out_indices=(1, 2, 3)
+        _delete_=True, type='ConvNextBackbone', arch={ARCH}, out_indices=(0, 1)
     ),
-    neck=dict(in_channels=[16, 24, 32], start_level=0, out_channels=16),
+    neck=dict(in_channels=[8, 16], start_level=0, out_channels=16, num_outs=3),
     bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
 )
 """
 
-pytestmark = pytest.mark.filterwarnings('ignore')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore'),
+    pytest.mark.skipif(
+        not hasattr(torch.compiler, 'is_exporting'), reason='torch is too old to export'
+    ),
+]
 needs_onnx = pytest.mark.skipif(
     not all(find_spec(name) for name in ('onnx', 'onnxruntime', 'onnxscript')),
     reason='needs the extra onnx',
 )
+
+
+def backbone():
+    model = randomize(ConvNextBackbone(ARCH, out_features=STAGES))
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +61,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('export')
     (folder / 'config.py').write_text(CONFIG)
     (folder / 'detector.py').write_text(DETECTOR)
-    torch.save(randomize(small_backbone()).state_dict(), folder / 'small.pth')
+    torch.save(backbone().state_dict(), folder / 'small.pth')
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
     for i, image in enumerate(pixels):
         Image.fromarray(image).resize((96, 64)).save(folder / f'image{i}.png')
@@ -83,25 +96,19 @@ def onnx_maps(path, images):
     return {name: torch.from_numpy(m) for name, m in zip(names, maps, strict=True)}
 
 
-def backbone(folder):
-    model = small_backbone()
-    model.load_state_dict(torch.load(folder / 'small.pth'))
-    return model.requires_grad_(False)
-
-
-SHAPES = [(1, 3, 64, 96), (2, 3, 130, 64), (3, 3, 77, 101)]
+SHAPES = [(1, 3, 64, 96), (2, 3, 33, 16), (3, 3, 77, 101)]
 
 
 @needs_onnx
 def test_onnx_runtime_agrees_at_three_sizes(run_tool, folder):
     code, out, err = run_tool(
-        'onnx', 'config.py', 'small.pth', 'any.onnx', '--dynamic', '--size', 64, 64
+        'onnx', 'config.py', 'small.pth', 'any.onnx', '--dynamic', '--size', 64, 96
     )
     assert code == 0, err
     (told,) = re.findall(r'largest difference from PyTorch in float32: (\S+)', out)
     assert float(told) < 1e-5
-    assert 'takes any number of images, from 64x64 pixels and gives stage1, stage2' in out
-    model = backbone(folder)
+    assert 'takes any number of images, from 16x16 pixels and gives stage1, stage2' in out
+    model = backbone()
     for shape in SHAPES:
         images = torch.randn(shape)
         found = onnx_maps(folder / 'any.onnx', images)
@@ -122,15 +129,15 @@ def test_backbone_and_neck_of_a_detector(run_tool, folder):
     torch.save(dict(state_dict=model.state_dict()), folder / 'detector.pth')
     code, out, err = run_tool(
         *('onnx', 'detector.py', 'detector.pth', 'neck.onnx', '--neck', '--dynamic'),
-        *('--size', 256, 320),
+        *('--size', 64, 96),
     )
     assert code == 0, err
-    # FPN's five maps: the strides of the backbone's are 8, 16 and 32.
-    assert 'gives p3, p4, p5, p6, p7' in out
-    for shape in ((1, 3, 256, 256), (2, 3, 257, 300), (1, 3, 320, 384)):
+    # The strides of the backbone's maps are 4 and 8, and FPN adds one.
+    assert 'gives p2, p3, p4\n' in out
+    for shape in ((1, 3, 64, 64), (2, 3, 65, 100), (1, 3, 96, 128)):
         images = torch.randn(shape)
         found = onnx_maps(folder / 'neck.onnx', images)
-        assert list(found) == ['p3', 'p4', 'p5', 'p6', 'p7']
+        assert list(found) == ['p2', 'p3', 'p4']
         for actual, expected in zip(found.values(), model.extract_feat(images), strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
@@ -144,7 +151,7 @@ def test_half_precision_in_onnx(run_tool, folder):
     assert 'takes one image of 64x96 pixels' in out
     images = torch.randn(1, 3, 64, 96)
     found = onnx_maps(folder / 'half.onnx', images.half())
-    for actual, expected in zip(found.values(), backbone(folder)(images), strict=True):
+    for actual, expected in zip(found.values(), backbone()(images), strict=True):
         assert actual.dtype == torch.float16
         torch.testing.assert_close(actual.float(), expected, rtol=0, atol=0.01 * expected.max())
 
@@ -161,18 +168,16 @@ def test_int8(run_tool, folder, kind):
     assert code == 0, err
     nodes = onnx.load(folder / f'{kind}.onnx').graph.node
     products = {'dynamic': 'MatMulInteger', 'static': 'DequantizeLinear'}
-    # Two products in each of the seven blocks.
-    assert sum(node.op_type == products[kind] for node in nodes) >= 14
+    # Two products in each of the two blocks.
+    assert sum(node.op_type == products[kind] for node in nodes) >= 4
     # Two of five images measure the error.
     assert 'int8 against float32, 2 images' in out
     told = {name: float(e) for name, e in re.findall(r'(stage\d): relative error (\S+),', out)}
-    model, error, square = backbone(folder), {}, {}
-    extractor = FeatureExtractor(SMALL, folder / 'small.pth', size=(64, 96))
-    extractor.preprocessing = FeatureExtractor.from_config(
-        folder / 'config.py', folder / 'small.pth', neck=False, size=(64, 96)
-    ).preprocessing
+    model, error, square = backbone(), {}, {}
     for i in (0, 4):
-        images = extractor.preprocessing.prepare(folder / f'image{i}.png')[0][None]
+        pixels = np.array(Image.open(folder / f'image{i}.png'), np.float32)
+        normalised = (pixels - (120, 115, 100)) / 60
+        images = torch.from_numpy(normalised).float().permute(2, 0, 1)[None]
         found = onnx_maps(folder / f'{kind}.onnx', images)
         for (name, actual), expected in zip(found.items(), model(images), strict=True):
             error[name] = error.get(name, 0) + (actual - expected).square().sum()
@@ -184,7 +189,7 @@ def test_int8(run_tool, folder, kind):
 
 def test_torch_export_agrees_at_three_sizes(run_tool, folder):
     code, out, err = run_tool(
-        'torchexport', 'config.py', 'small.pth', 'any.pt2', '--dynamic', '--size', 64, 64
+        'torchexport', 'config.py', 'small.pth', 'any.pt2', '--dynamic', '--size', 64, 96
     )
     assert code == 0, err
     assert 'largest difference from PyTorch in float32' in out
@@ -192,7 +197,7 @@ def test_torch_export_agrees_at_three_sizes(run_tool, folder):
     # No operator of this package: the file runs where only torch is installed.
     targets = {str(n.target) for n in program.graph.nodes if n.op == 'call_function'}
     assert not [target for target in targets if 'convnext' in target]
-    model = backbone(folder)
+    model = backbone()
     for shape in SHAPES:
         images = torch.randn(shape)
         for actual, expected in zip(program.module()(images), model(images), strict=True):
@@ -217,7 +222,7 @@ def test_torch_export_of_an_architecture_by_name(run_tool, folder):
 
 
 def test_a_model_that_overflows_in_half_precision_is_not_written(run_tool, folder):
-    model = backbone(folder)
+    model = backbone()
     model.embeddings.patch_embeddings.weight *= 1e6
     torch.save(model.state_dict(), folder / 'large.pth')
     (folder / 'kept.pt2').write_text('older')
@@ -241,8 +246,8 @@ def test_a_model_that_overflows_in_half_precision_is_not_written(run_tool, folde
         ('torchexport atto small.pth a.pt2 --neck', '--neck needs a config'),
         ('torchexport empty.py small.pth a.pt2', 'empty.py has no model with a backbone'),
         ('torchexport config.py small.pth a.pt2 --out-features stem', 'leave it out'),
-        ('torchexport config.py small.pth a.pt2 --size 32 31', 'at least 32 32 .* got 32 31'),
-        ('torchexport config.py small.pth a.pt2 --size 63 64 --dynamic', 'at least 64 64'),
+        ('torchexport config.py small.pth a.pt2 --size 8 7', 'at least 8 8 .* got 8 7'),
+        ('torchexport config.py small.pth a.pt2 --size 15 16 --dynamic', 'at least 16 16'),
         ('torchexport tiny small.pth a.pt2', 'small.pth'),
         ('torchexport config.py small.pth a.pt2 --int8 dynamic', '--int8 is for onnx in fp32'),
         ('onnx config.py small.pth a.onnx --dtype fp16 --int8 dynamic', 'is for onnx in fp32'),

@@ -114,7 +114,7 @@ def check_output(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If ``out`` has another suffix than its form.
         FileExistsError: If it exists and ``force`` is not set.
-        ImportError: If a library is missing.
+        ImportError: If a library is missing or too old.
         OSError: If it cannot be written.
     """
     check_file(args.out)
@@ -124,6 +124,8 @@ def check_output(args: argparse.Namespace) -> None:
         raise FileExistsError(
             f'{args.out} exists: choose another output, or overwrite it with --force'
         )
+    if not hasattr(torch.compiler, 'is_exporting'):
+        raise ImportError(f'torch {torch.__version__} is too old to export: 2.13 is tested')
     needed = ['onnx', 'onnxscript'] if args.form == 'onnx' else []
     needed += ['onnxruntime'] if args.int8 else []
     if missing := [name for name in needed if find_spec(name) is None]:
