@@ -166,10 +166,11 @@ def test_int8(run_tool, folder, kind):
         *('--calibration', 'image*.png'),
     )
     assert code == 0, err
-    nodes = onnx.load(folder / f'{kind}.onnx').graph.node
-    products = {'dynamic': 'MatMulInteger', 'static': 'DequantizeLinear'}
-    # Two products in each of the two blocks.
-    assert sum(node.op_type == products[kind] for node in nodes) >= 4
+    tensors = onnx.load(folder / f'{kind}.onnx').graph.initializer
+    weights = [t.data_type for t in tensors if len(t.dims) > 1]
+    # Two products in each of the two blocks, and four convolutions.
+    assert weights.count(onnx.TensorProto.INT8) == {'dynamic': 4, 'static': 8}[kind]
+    assert len(weights) == 8
     # Two of five images measure the error.
     assert 'int8 against float32, 2 images' in out
     told = {name: float(e) for name, e in re.findall(r'(stage\d): relative error (\S+),', out)}
