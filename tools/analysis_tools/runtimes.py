@@ -32,12 +32,12 @@ def onnx_runtime(case: Case) -> Step:
     """This package's model, exported to ONNX, under ONNX Runtime.
 
     Raises:
-        ValueError: For bfloat16.
+        ValueError: For another dtype than float32.
     """
-    import onnxruntime
-
     if case.dtype != 'fp32':
         raise ValueError('on CPUs, ONNX Runtime has no products in half precision')
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
