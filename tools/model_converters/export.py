@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -96,6 +97,10 @@ def make_parser() -> argparse.ArgumentParser:
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program if arguments do not fit together."""
     is_arch = args.model in ARCHS
+    if not is_arch and not Path(args.model).is_file():
+        parser.error(
+            f'{args.model} is neither a config file nor an architecture ({", ".join(ARCHS)})'
+        )
     if args.neck and is_arch:
         parser.error(f'--neck needs a config, {args.model} is an architecture without a neck')
     if args.out_features and not is_arch:
@@ -138,8 +143,8 @@ def load(args: argparse.Namespace) -> FeatureExtractor:
     """Builds the model, with how its images are prepared.
 
     Raises:
-        ValueError: If the model is neither an architecture nor a config, if ``--size`` is too
-            small, or as :class:`FeatureExtractor`.
+        ValueError: If ``--size`` is too small, if the weights are too large for ONNX, if the images
+            of ``--calibration`` do not fit, or as :class:`FeatureExtractor`.
         FileNotFoundError, TypeError, ImportError, OSError: As :class:`FeatureExtractor`.
     """
     size = tuple(args.size)
@@ -147,13 +152,9 @@ def load(args: argparse.Namespace) -> FeatureExtractor:
         extractor = FeatureExtractor(
             args.model, args.checkpoint, out_features=args.out_features, size=size
         )
-    elif Path(args.model).is_file():
+    else:
         extractor = FeatureExtractor.from_config(
             args.model, args.checkpoint, neck=args.neck, size=size
-        )
-    else:
-        raise ValueError(
-            f'{args.model} is neither a config file nor an architecture ({", ".join(ARCHS)})'
         )
     least = smallest_side(extractor, args.dynamic)
     if min(size) < least:
@@ -322,7 +323,9 @@ def main() -> None:
         check_output(args)
         extractor = load(args)
         images = prepare_images(args.calibration or [], extractor)
-    warnings.simplefilter('ignore')  # the exporters warn of their own code
+    # The exporters warn of their own code, and of libraries that no backbone needs.
+    warnings.simplefilter('ignore')
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     export(extractor, images, args)
 
 
