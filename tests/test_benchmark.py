@@ -7,7 +7,9 @@ from argparse import Namespace
 import benchmark
 import measuring
 import numpy as np
+import peers
 import pytest
+import runtimes
 import torch
 from helpers import run_tool
 from rich.console import Console
@@ -83,6 +85,21 @@ def test_command_line(tmp_path, mode, dtype):
     if mode == 'train':
         assert rows['ours', 'nchw']['memory'] < rows['hf', 'nchw']['memory']
     assert (tmp_path / 'figure.png').stat().st_size > 10_000
+
+
+def test_forms_of_inference_compute_the_maps():
+    case = measuring.Case('atto', (64, 96), 1, 'cpu', 'fp32', 'inference')
+    forms = runtimes.make_runtimes(['hf'])
+    assert list(forms) == ['ours, deployed', 'ours, ONNX Runtime', 'ours, OpenVINO', 'hf, frozen']
+    torch.manual_seed(0)
+    found = forms['ours, deployed'](case)()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = peers.build_ours('atto').eval()(case.images('nchw'))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match='no products in half precision'):
+        forms['ours, ONNX Runtime'](measuring.Case('atto', (64, 96), 1, 'cpu', 'bf16', 'inference'))
 
 
 def test_sweep(tmp_path, monkeypatch):

@@ -54,20 +54,6 @@ def test_every_block_is_tested():
         assert not block.directive or block.reason or block.base is not None, ids(block)
 
 
-@pytest.mark.parametrize('block', [b for b in BLOCKS if b.language == 'python'], ids=ids)
-def test_python(block, workspace, namespaces, monkeypatch):
-    code = compile(block.code, ids(block), 'exec')
-    monkeypatch.chdir(workspace)
-    if block.reason:
-        return
-    if block.base is None:
-        names = namespaces.setdefault(block.page, {})
-        exec(code, names)
-        check_comments(block.code, names)
-    else:
-        check_config(block)
-
-
 def check_comments(code: str, names: dict) -> None:
     """A line ``EXPRESSION  # LITERAL`` says its value."""
     for expression, said in re.findall(r'^([\w\[(][^=\n]*?)  # ([\[(].*)$', code, re.MULTILINE):
@@ -178,6 +164,21 @@ PARSE = argparse.ArgumentParser.parse_args
 def parse_and_stop(parser: argparse.ArgumentParser, *args) -> None:
     PARSE(parser, *args)
     raise Parsed
+
+
+# After the commands: Python reads what they have written.
+@pytest.mark.parametrize('block', [b for b in BLOCKS if b.language == 'python'], ids=ids)
+def test_python(block, workspace, namespaces, monkeypatch):
+    code = compile(block.code, ids(block), 'exec')
+    monkeypatch.chdir(workspace)
+    if block.reason:
+        return
+    if block.base is None:
+        names = namespaces.setdefault(block.page, {})
+        exec(code, names)
+        check_comments(block.code, names)
+    else:
+        check_config(block)
 
 
 @pytest.mark.parametrize('page', LINKING, ids=lambda page: str(page.relative_to(REPO)))

@@ -10,7 +10,6 @@ cannot be read are reported and skipped, and the exit status is then 1.
 from __future__ import annotations
 
 import argparse
-import glob
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from convnext_backbone import FeatureExtractor
 from convnext_backbone.command_line import check_folder, usage_errors
+from convnext_backbone.extraction.image_files import find_images
 from convnext_backbone.extraction.pictures import draw_features
 from convnext_backbone.extraction.preprocessing import Preprocessing, read_image
 from convnext_backbone.extraction.storage import (
@@ -30,8 +30,6 @@ from convnext_backbone.extraction.storage import (
     Store,
     claim_folder,
 )
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff', '.bmp')
 
 
 class Images(Dataset):
@@ -49,42 +47,6 @@ class Images(Dataset):
             return name, self.preprocessing.prepare(path)
         except (ValueError, OSError) as error:
             return name, str(error)
-
-
-def find_images(patterns: list[str]) -> dict[str, Path]:
-    """Finds image files.
-
-    Args:
-        patterns: Files, folders (searched with all their subfolders) and glob patterns.
-
-    Returns:
-        The paths by name. The name of an image in a folder is its path from there.
-
-    Raises:
-        FileNotFoundError: If a pattern finds nothing.
-        ValueError: If two images have the same name.
-    """
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        root = Path(pattern)
-        if root.is_dir():
-            files = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES)
-            named = [(p.relative_to(root).as_posix(), p) for p in files]
-        elif root.is_file():
-            named = [(root.name, root)]
-        else:
-            files = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-            named = [(p.name, p) for p in files if p.suffix.lower() in SUFFIXES]
-        if not named:
-            raise FileNotFoundError(f'no images found: {pattern} (of {", ".join(SUFFIXES)})')
-        for name, path in named:
-            other = found.setdefault(name, path)
-            if other.resolve() != path.resolve():
-                raise ValueError(
-                    f'{other} and {path} would have the same name in the output: give their '
-                    'common folder instead'
-                )
-    return found
 
 
 def build(args: argparse.Namespace) -> FeatureExtractor:

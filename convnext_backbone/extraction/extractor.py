@@ -64,6 +64,7 @@ class FeatureExtractor:
             Default: False.
 
     Attributes:
+        model: The network, in evaluation mode.
         preprocessing: How images are prepared.
         strides: Stride of each feature map, by name.
 
@@ -117,36 +118,45 @@ class FeatureExtractor:
         config: str | Path,
         checkpoint: str | Path,
         *,
+        neck: bool = True,
         size: Size = 800,
         device: str | torch.device = 'cpu',
         amp: bool = False,
     ) -> FeatureExtractor:
-        """Builds an extractor of what the neck of a detector or segmentor returns.
+        """Builds an extractor of the maps of a detector or segmentor: its neck's or backbone's.
 
         Args:
             config: Config of the model. Its ``data_preprocessor`` says how images are normalised.
-            checkpoint: Checkpoint of the whole model, as ``tools/train.py`` writes it.
+            checkpoint: Checkpoint of the whole model, as ``tools/train.py`` writes it; without the
+                neck also that of a backbone, as for the class.
+            neck: Whether the maps are those of the neck, ``'level1'`` and so on, or those of the
+                backbone, by stage name. Default: True.
             size: As in the class. Default: 800.
             device: As in the class. Default: ``'cpu'``.
             amp: As in the class. Default: False.
 
         Raises:
             FileNotFoundError: If the config or the checkpoint does not exist.
-            ValueError: If the model has no neck, or the checkpoint does not fit it.
+            ValueError: If the model has no neck, or no backbone of this package, or if the
+                checkpoint does not fit it.
             ImportError: If mmdet or mmseg, which the config needs, is not installed.
         """
-        from .detectors import load_detector
+        from .detectors import load_backbone, load_detector
 
         check_size(size)
-        model, mean, std = load_detector(config, checkpoint)
+        load = load_detector if neck else load_backbone
+        model, mean, std = load(config, checkpoint)
         extractor = cls.__new__(cls)
         extractor._start(model, device, amp)
-        side = 256  # a multiple of all strides
-        with torch.no_grad():
-            maps = extractor._compute(torch.zeros(1, 3, side, side))
-        extractor.strides = {
-            f'level{i}': side // features.shape[-1] for i, features in enumerate(maps, 1)
-        }
+        if isinstance(model, ConvNextBackbone):
+            extractor.strides = dict(zip(model.out_features, model.strides, strict=True))
+        else:
+            side = 256  # a multiple of all strides
+            with torch.no_grad():
+                maps = extractor._compute(torch.zeros(1, 3, side, side))
+            extractor.strides = {
+                f'level{i}': side // features.shape[-1] for i, features in enumerate(maps, 1)
+            }
         largest = max(extractor.strides.values())
         extractor.preprocessing = Preprocessing('config', mean, std, size, largest)
         return extractor

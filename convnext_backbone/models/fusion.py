@@ -78,7 +78,15 @@ def obstacle_in_functions() -> str | None:
 
 def is_exported() -> bool:
     """Whether an exporter or a tracer runs the code. They do not know the fused operators."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return _is_exporting() or torch.jit.is_tracing()
+
+
+def _is_exporting_before_2_7() -> bool:
+    """Only torch.export without Dynamo, which is its ``strict=False``, sets just one of the two."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+_is_exporting = getattr(torch.compiler, 'is_exporting', _is_exporting_before_2_7)
 
 
 def obstacle_in_switch(fused: bool | None) -> str | None:

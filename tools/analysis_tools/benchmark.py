@@ -2,7 +2,7 @@
 
 All contenders run in turn, once per round, so that other load affects all of them equally.
 Ratios are to the best peer in its better memory layout, without conversion of its maps: to the
-best eager one, and with --compile also to the best one under torch.compile.
+best eager one, and with --compile or --runtimes also to the best one under torch.compile.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from measuring import (
 from peers import PEERS, build_ours
 from rich.console import Console
 from rich.table import Table
+from runtimes import make_runtimes
 
 from convnext_backbone.arch import ARCHS
 from convnext_backbone.command_line import check_file, usage_errors, whole_file
@@ -75,6 +76,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--compile', action='store_true', help='measure all of them under torch.compile, too'
     )
+    parser.add_argument(
+        '--runtimes',
+        action='store_true',
+        help='measure deploy(), peers frozen by torch.compile, ONNX Runtime and OpenVINO, too',
+    )
     parser.add_argument('--repeats', type=int, default=7, help='measured rounds')
     parser.add_argument('--json', type=Path, metavar='OUT', help='file for all results')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='file for a plot')
@@ -88,7 +94,9 @@ def parse_args() -> argparse.Namespace:
     unknown = set(filter(None, args.peers.split(','))) - set(PEERS)
     if unknown:
         parser.error(f'--peers takes {", ".join(PEERS)}, not {", ".join(sorted(unknown))}')
-    fixed = ('arch', 'size', 'peers', 'layout', 'compile')
+    if args.runtimes and (args.device, args.mode) != ('cpu', 'inference'):
+        parser.error('--runtimes is for inference on a CPU')
+    fixed = ('arch', 'size', 'peers', 'layout', 'compile', 'runtimes')
     if args.sweep and any(getattr(args, name) != parser.get_default(name) for name in fixed):
         parser.error(f'--sweep cannot be combined with --{", --".join(fixed)}')
     if args.arch not in ARCHS:
@@ -126,6 +134,12 @@ def make_contenders(args: argparse.Namespace, case: Case, console: Console) -> l
             if name.startswith('ours'):
                 raise
             console.print(f'skipped {name}: {error}')
+    peers = [name for name in builders if name in PEERS]
+    for name, build in make_runtimes(peers).items() if args.runtimes else ():
+        try:
+            contenders.append(Contender(name, 'nchw', build(case), memory=0.0, compiled=True))
+        except (ImportError, RuntimeError, ValueError) as error:
+            console.print(f'skipped {name}: {error}')
     return contenders
 
 
@@ -139,7 +153,7 @@ def compare(args: argparse.Namespace, console: Console) -> dict:
     table = Table(title=f'ConvNeXt {case.arch}, {case.mode}, {case.dtype}, {case.batch}x3x'
                   f'{case.size[0]}x{case.size[1]}; {machine(case.device)}')  # fmt: skip
     best = [best_peer(contenders, compiled=False), best_peer(contenders, compiled=True)]
-    shown = 2 if args.compile else 1
+    shown = 2 if args.compile or args.runtimes else 1
     ratios = ['to best peer', 'to best compiled'][:shown]
     memory = 'peak MiB' if case.device == 'cuda' else 'saved MiB'
     for column in ('', 'layout', 'median ms', 'min-max', *ratios, memory, *ratios, 'limit'):
