@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sums import computed_in
+
 
 class PackedLinear:
     """A linear layer that never changes.
@@ -13,15 +15,16 @@ class PackedLinear:
     Args:
         weight: ``(out, in)``, in any dtype.
         bias: ``(out,)``.
-        dtype: Dtype of the product.
+        dtype: Dtype of weights and result. Processors without products in it compute in float32.
         gelu: Whether GELU follows. Default: False.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False
     ) -> None:
-        self.weight = weight.to(dtype, copy=True).contiguous()
-        self.bias = bias.to(dtype, copy=True)
+        self.product_dtype = computed_in(dtype, weight.device)
+        self.weight = weight.to(dtype, copy=True).contiguous().to(self.product_dtype)
+        self.bias = bias.to(dtype, copy=True).to(self.product_dtype)
         self.gelu = gelu
         self.is_packed = _can_pack(self.weight)
         if self.is_packed:
@@ -29,17 +32,20 @@ class PackedLinear:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Computes ``(rows, out)`` from ``(rows, in)``."""
-        if not self.is_packed:
-            product = F.linear(rows, self.weight, self.bias)
-            return F.gelu(product) if self.gelu else product
-        activation, algorithm = ('gelu', 'none') if self.gelu else ('none', '')
-        return torch.ops.mkldnn._linear_pointwise(
-            rows, self.weight, self.bias, activation, [], algorithm
-        )
+        inputs = rows.to(self.product_dtype)
+        if self.is_packed:
+            activation, algorithm = ('gelu', 'none') if self.gelu else ('none', '')
+            product = torch.ops.mkldnn._linear_pointwise(
+                inputs, self.weight, self.bias, activation, [], algorithm
+            )
+        else:
+            product = F.linear(inputs, self.weight, self.bias)
+            product = F.gelu(product) if self.gelu else product
+        return product.to(rows.dtype)
 
 
 def _can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN computes the product, as in :mod:`convnext_backbone.ops.linear`."""
+    """Whether oneDNN computes the product."""
     if weight.device.type != 'cpu' or not torch.backends.mkldnn.enabled:
         return False
     if weight.dtype == torch.bfloat16:
