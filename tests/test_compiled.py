@@ -15,7 +15,11 @@ from convnext_backbone.ops import BlockParameters, BlockSettings, native
 # Compiling takes most of the time of these tests.
 ARCH = dict(depths=[1, 1], hidden_sizes=[8, 16])
 
-AUTOCAST = {None: contextlib.nullcontext, 'bf16': lambda: torch.autocast('cpu', torch.bfloat16)}
+AUTOCAST = {
+    None: contextlib.nullcontext,
+    'bf16': lambda: torch.autocast('cpu', torch.bfloat16),
+    'fp16': lambda: torch.autocast('cpu', torch.float16),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +66,8 @@ BLOCKS = [
     (dict(use_grn=True, layer_scale_init_value=None, with_cp=True), 'bf16', 'layernorm'),
     (dict(dim=12, with_cp=True), None, ''),
     (dict(use_grn=True), 'bf16', 'dwconv'),
+    (dict(drop_path=0.5), 'fp16', 'pwconv2'),
+    (dict(use_grn=True), 'fp16', 'layernorm'),
 ]
 
 
@@ -78,10 +84,11 @@ def test_a_compiled_block_equals_the_eager_one(args, autocast, frozen):
         assert_same(results(compiled, layer, images, autocast), truth)
 
 
-def test_a_backbone_compiled_by_inductor_equals_the_eager_one():
-    model = randomize(ConvNextBackbone(ARCH, out_indices=(0, 1), use_grn=True))
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_a_backbone_compiled_by_inductor_equals_the_eager_one(dtype):
+    model = randomize(ConvNextBackbone(ARCH, out_indices=(0, 1), use_grn=True)).to(dtype)
     compiled = torch.compile(model, fullgraph=True)
-    images = torch.randn(2, 3, 32, 48)
+    images = torch.randn(2, 3, 32, 48, dtype=dtype)
     values, truth = (results(run, model, images) for run in (compiled, model))
     assert_same(values, truth, 1e-4)
     assert all(maps.is_contiguous() for maps in values[:2])
