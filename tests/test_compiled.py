@@ -84,11 +84,10 @@ def test_a_compiled_block_equals_the_eager_one(args, autocast, frozen):
         assert_same(results(compiled, layer, images, autocast), truth)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
-def test_a_backbone_compiled_by_inductor_equals_the_eager_one(dtype):
-    model = randomize(ConvNextBackbone(ARCH, out_indices=(0, 1), use_grn=True)).to(dtype)
+def test_a_backbone_compiled_by_inductor_equals_the_eager_one():
+    model = randomize(ConvNextBackbone(ARCH, out_indices=(0, 1), use_grn=True))
     compiled = torch.compile(model, fullgraph=True)
-    images = torch.randn(2, 3, 32, 48, dtype=dtype)
+    images = torch.randn(2, 3, 32, 48)
     values, truth = (results(run, model, images) for run in (compiled, model))
     assert_same(values, truth, 1e-4)
     assert all(maps.is_contiguous() for maps in values[:2])
