@@ -225,9 +225,9 @@ def record(launches: dict[str, Launch], known: dict) -> dict:
     results = compile_all(jobs)
     for name in new:
         needs = {
-            str(arch): list(found)
+            str(arch): list(resources)
             for group in GROUPS
-            for arch, found in zip(group, next(results), strict=True)
+            for arch, resources in zip(group, next(results), strict=True)
         }
         found[name] = dict(source=source_hash(launches[name]), **needs)
         lines = (f'{json.dumps(name)}: {json.dumps(found[name])}' for name in sorted(found))
