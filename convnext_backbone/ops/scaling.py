@@ -41,8 +41,8 @@ class Scaling(NamedTuple):
             for ones.
         grad_power: The power of two in the gradient; only in float16, otherwise None.
         hidden_power: ``grad_power`` times that of ``weight2``, the power of two in the hidden
-            gradient; only in float16, otherwise None. It is infinite where that gradient is below
-            the range of float32.
+            gradient; only in float16, otherwise None. It is infinite, and what follows from that
+            gradient is zero, where its largest values are about 1e-36 or less.
     """
 
     mantissa: Tensor | None
