@@ -15,7 +15,11 @@ from convnext_backbone.ops import BlockParameters, BlockSettings, native
 # Compiling takes most of the time of these tests.
 ARCH = dict(depths=[1, 1], hidden_sizes=[8, 16])
 
-AUTOCAST = {None: contextlib.nullcontext, 'bf16': lambda: torch.autocast('cpu', torch.bfloat16)}
+AUTOCAST = {
+    None: contextlib.nullcontext,
+    'bf16': lambda: torch.autocast('cpu', torch.bfloat16),
+    'fp16': lambda: torch.autocast('cpu', torch.float16),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +66,8 @@ BLOCKS = [
     (dict(use_grn=True, layer_scale_init_value=None, with_cp=True), 'bf16', 'layernorm'),
     (dict(dim=12, with_cp=True), None, ''),
     (dict(use_grn=True), 'bf16', 'dwconv'),
+    (dict(drop_path=0.5), 'fp16', 'pwconv2'),
+    (dict(use_grn=True), 'fp16', 'layernorm'),
 ]
 
 

@@ -77,3 +77,18 @@ def test_ten_steps_of_two_processes_equal_those_of_one():
     output = run_on_two_processes('ddp_steps.py', 29754)
     assert 'DIFFERENT' not in output
     assert output.count('equal ') == 43, output
+
+
+def test_all_processes_of_a_job_choose_the_same_kernels(tmp_path):
+    """Whoever asks first decides, whatever the others measured. Deterministic mode asks nobody."""
+    script = Path(__file__).with_name('choice_ranks.py')
+    result = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    modules = 'they are faster on Card'
+    assert sorted(result.stdout.splitlines()) == [
+        *['deterministic: triton, None'] * 2,
+        'rank 0 alone: triton, None',
+        *['rank 0 first: triton, None'] * 2,
+        f'rank 1 alone: torch, {modules}',
+        *[f'rank 1 first: torch, {modules}'] * 2,
+    ]

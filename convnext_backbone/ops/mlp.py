@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -72,26 +71,26 @@ class Mlp:
         """
         sums = self.sums
         grad_inner = linear(grad, scaling.weight2.t())
-        powers = [scaling.grad_power, scaling.weight_power]
+        power = scaling.hidden_power
         response = scale = shift = None
         if self.grn is not None:
             response = self._respond(F.gelu(inner), *self.grn)
             grad_weight, grad_bias, shift = response.gradients(grad_inner)
-            sums['grn_weight'].add(undone(grad_weight, *powers))
-            sums['grn_bias'].add(undone(grad_bias, *powers))
+            sums['grn_weight'].add(undone(grad_weight, power))
+            sums['grn_bias'].add(undone(grad_bias, power))
             scale = response.scale
-            if inner.dtype == torch.float16:
-                power = response.power(shift)
-                scale, shift = scale * power, shift * power
-                powers.append(power)
+            if power is not None:
+                response_power = response.power(shift)
+                scale, shift = scale * response_power, shift * response_power
+                power = power * response_power
         hidden, grad_bias1 = self.kernels.gelu_backward_(grad_inner, inner, scale, shift)
-        sums['bias1'].add(undone(grad_bias1, *powers))
+        sums['bias1'].add(undone(grad_bias1, power))
         if needs & {'weight2', 'layer_scale'}:
             last = hidden if response is None else response.rescaled()
             sums['weight2'].add(undone(weight_grad(grad, last), scaling.grad_power))
         if 'weight1' in needs:
-            sums['weight1'].add(undone(weight_grad(grad_inner, normed), *powers))
-        return undone(input_grad(grad_inner, self.p.weight1), *powers)
+            sums['weight1'].add(undone(weight_grad(grad_inner, normed), power))
+        return undone(input_grad(grad_inner, self.p.weight1), power)
 
     def _respond(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Response:
         num_samples = len(hidden) // self.sample_rows

@@ -36,11 +36,13 @@ class Scaling(NamedTuple):
         mantissa: In half precision, the mantissas of the layer scale, ``(C,)``; otherwise and
             without layer scale, None for ones. They are 1 where the scale is zero or not finite.
         power: The layer scale divided by ``mantissa``; None without layer scale.
-        weight2: The second weight times ``power`` and ``weight_power``.
+        weight2: The second weight times ``power`` and, in float16, another power of two.
         grad: What the gradient is multiplied by, ``(C,)``: ``mantissa`` times ``grad_power``; None
             for ones.
         grad_power: The power of two in the gradient; only in float16, otherwise None.
-        weight_power: The power of two in ``weight2``; only in float16, otherwise None.
+        hidden_power: ``grad_power`` times that of ``weight2``, the power of two in the hidden
+            gradient; only in float16, otherwise None. It is infinite, and what follows from that
+            gradient is zero, where its largest values are about 1e-36 or less.
     """
 
     mantissa: Tensor | None
@@ -48,7 +50,7 @@ class Scaling(NamedTuple):
     weight2: Tensor
     grad: Tensor | None
     grad_power: Tensor | None = None
-    weight_power: Tensor | None = None
+    hidden_power: Tensor | None = None
 
 
 def choose_scaling(
@@ -65,9 +67,8 @@ def choose_scaling(
     mantissa, power, weight2 = None, p.layer_scale, p.weight2
     if power is not None:
         if dtype.itemsize == 2:
-            mantissa, _ = torch.frexp(power)
-            is_mantissa = (mantissa.abs() >= 0.5) & (mantissa.abs() < 1)
-            mantissa = torch.where(is_mantissa, mantissa, 1)
+            mantissa = torch.frexp(power)[0].nan_to_num(nan=1, posinf=1, neginf=1)
+            mantissa = torch.where(mantissa == 0, 1, mantissa)
             power = power / mantissa
         weight2 = weight2 * power[:, None]
     if dtype != torch.float16:
@@ -84,7 +85,7 @@ def choose_scaling(
         (weight2 * weight_power).to(dtype),
         grad_power.repeat(grad_output.shape[-1]) if mantissa is None else mantissa * grad_power,
         grad_power,
-        weight_power,
+        grad_power * weight_power,
     )
 
 
@@ -105,9 +106,6 @@ def power_of_two(peaks: Tensor, limit: float) -> Tensor:
     return factor.nan_to_num(nan=1).clamp(2.0**-126, 2.0**126)
 
 
-def undone(result: Tensor, *factors: Tensor | None) -> Tensor:
-    """Returns a float32 result divided by the factors in it; None stands for 1."""
-    for factor in factors:
-        if factor is not None:
-            result = result / factor
-    return result
+def undone(result: Tensor, factor: Tensor | None) -> Tensor:
+    """Returns a float32 result divided by the factor in it; None stands for 1."""
+    return result if factor is None else result / factor

@@ -33,13 +33,18 @@ import check_environment  # noqa: F401
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
+from triton.backends.nvidia.compiler import sm_arch_from_capability
+from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from convnext_backbone.ops.triton_kernels.launch import Launch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kernel_plans import TYPES, WIDTHS, block_plans
+
+# Triton writes the same assembly code for all architectures of a group, but for the line that names
+# the architecture. Writing it takes most of the time, so it is written for the first one.
+GROUPS = ((80, 86, 89), (90,), (100,))
 
 # Shared memory in bytes that a program may have, by architecture (CUDA programming guide,
 # "Compute capabilities").
@@ -91,7 +96,7 @@ def bind(launch: Launch, arch: int, **options: object) -> Bound:
         options: Further options of the compiler.
     """
     kernel, backend = launch.kernel, make_backend(GPUTarget('cuda', arch, 32))
-    options |= dict(num_warps=launch.num_warps)
+    options = launch.options() | options
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = binder(**launch.arguments, **launch.constants, **options)
     parsed, *rest = kernel._pack_args(backend, options, bound, specialization, options)
@@ -106,22 +111,44 @@ def kernel_name(launch: Launch) -> str:
 def compile_key(launch: Launch) -> tuple:
     """Returns what decides what is compiled: launches with equal keys share a kernel."""
     bound = bind(launch, 80)
-    return kernel_name(launch), launch.num_warps, *(str(part) for part in bound[:3])
+    return kernel_name(launch), str(launch.options()), *(str(part) for part in bound[:3])
 
 
-def compile_for(launch: Launch, arch: int, **options: object) -> Resources:
-    """Compiles the kernel of a launch; the arguments are those of :func:`bind`."""
+def _compile(launch: Launch, arch: int, **options: object) -> CompiledKernel:
     bound = bind(launch, arch, **options)
     source = ASTSource(launch.kernel, bound.signature, bound.constants, bound.attributes)
     target = GPUTarget('cuda', arch, 32)
-    compiled = triton.compile(source, target=target, options=vars(bound.options))
+    return triton.compile(source, target=target, options=vars(bound.options))
+
+
+def read_resources(cubin: bytes, shared: int) -> Resources:
+    """Reads what machine code needs; ``shared`` is its shared memory in bytes."""
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(compiled.asm['cubin'])
+        file.write(cubin)
         file.flush()
         command = [CUOBJDUMP, '-res-usage', file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {name: int(value) for name, value in re.findall(r'(REG|STACK):(\d+)', usage)}
-    return Resources(found['REG'], found['STACK'], compiled.metadata.shared)
+    return Resources(found['REG'], found['STACK'], shared)
+
+
+def compile_for(launch: Launch, arch: int, **options: object) -> Resources:
+    """Compiles the kernel of a launch; the arguments are those of :func:`bind`."""
+    compiled = _compile(launch, arch, **options)
+    return read_resources(compiled.asm['cubin'], compiled.metadata.shared)
+
+
+def compile_group(launch: Launch, group: tuple[int, ...]) -> list[Resources]:
+    """Compiles the kernel of a launch for the architectures of a group."""
+    compiled = _compile(launch, group[0])
+    found = []
+    for arch in group:
+        name = sm_arch_from_capability(arch)
+        code = re.sub(r'\.target sm_\w+', f'.target {name}', compiled.asm['ptx'])
+        backend, options = make_backend(GPUTarget('cuda', arch, 32)), bind(launch, arch).options
+        cubin = backend.make_cubin(code, {}, options, arch)
+        found.append(read_resources(cubin, compiled.metadata.shared))
+    return found
 
 
 def unique_launches() -> dict[str, Launch]:
@@ -146,7 +173,7 @@ def _class_key(launch: Launch) -> tuple:
         for argument in launch.arguments.values()
     )
     constants = ((name, value) for name, value in launch.constants.items() if name != 'C')
-    return kernel_name(launch), launch.num_warps, *types, *constants
+    return kernel_name(launch), str(launch.options()), *types, *constants
 
 
 def title(launch: Launch) -> str:
@@ -157,7 +184,9 @@ def title(launch: Launch) -> str:
         if isinstance(argument, Tensor)
     )
     constants = (f'{name}={value}' for name, value in launch.constants.items())
-    parts = (', '.join(dtypes), ', '.join(constants), f'{launch.num_warps} warps')
+    parts = [', '.join(dtypes), ', '.join(constants), f'{launch.num_warps} warps']
+    if launch.max_registers is not None:
+        parts.append(f'at most {launch.max_registers} registers')
     return f'{kernel_name(launch)}({"; ".join(parts)})'
 
 
@@ -170,8 +199,8 @@ def source_hash(launch: Launch) -> str:
     return launch.kernel.cache_key[:12]
 
 
-def compile_all(jobs: list[tuple[Launch, int]]) -> Iterator[Resources]:
-    """Runs :func:`compile_for` on every launch and architecture, in as many processes as cores."""
+def compile_all(jobs: list[tuple[Launch, tuple[int, ...]]]) -> Iterator[list[Resources]]:
+    """Runs :func:`compile_group` on every launch and group, in as many processes as cores."""
     global _jobs
     _jobs = jobs
     # Kernels cannot be pickled. A forked process has them already.
@@ -180,11 +209,11 @@ def compile_all(jobs: list[tuple[Launch, int]]) -> Iterator[Resources]:
         yield from pool.map(_compile_job, range(len(jobs)))
 
 
-_jobs: list[tuple[Launch, int]] = []
+_jobs: list[tuple[Launch, tuple[int, ...]]] = []
 
 
-def _compile_job(index: int) -> Resources:
-    return compile_for(*_jobs[index])
+def _compile_job(index: int) -> list[Resources]:
+    return compile_group(*_jobs[index])
 
 
 def record(launches: dict[str, Launch], known: dict) -> dict:
@@ -192,10 +221,14 @@ def record(launches: dict[str, Launch], known: dict) -> dict:
     found = {name: known[name] for name, launch in launches.items() if _is_known(launch, known)}
     # Kernels that compile fast come first: the others take most of an hour.
     new = sorted(launches.keys() - found.keys(), key=lambda name: ('depthwise' in name, name))
-    jobs = [(launches[name], arch) for name in new for arch in SHARED_MEMORY]
+    jobs = [(launches[name], group) for name in new for group in GROUPS]
     results = compile_all(jobs)
     for name in new:
-        needs = {str(arch): list(next(results)) for arch in SHARED_MEMORY}
+        needs = {
+            str(arch): list(resources)
+            for group in GROUPS
+            for arch, resources in zip(group, next(results), strict=True)
+        }
         found[name] = dict(source=source_hash(launches[name]), **needs)
         lines = (f'{json.dumps(name)}: {json.dumps(found[name])}' for name in sorted(found))
         RECORD.write_text('{\n' + ',\n'.join(lines) + '\n}\n')

@@ -132,6 +132,13 @@ def plan_depthwise_norm(
     # Gradients are written over it, and they are not scaled.
     kept = torch.float32 if dtype == torch.float16 else dtype
     convolved = features.new_empty(features.shape if keep else 0, dtype=kept)
+    chunks = triton.cdiv(channels, columns)
+    # Pixels in float32 take more registers, and the compiler spills some of them so that one more
+    # program fits on a multiprocessor. These bounds have room for all of them, and for three
+    # programs of two chunks or two of three chunks at a time.
+    max_registers = None
+    if features.dtype == torch.float32:
+        max_registers = 160 if chunks == 2 else 255
     launch = Launch(
         _depthwise_norm,
         (count_tiles(batch, height, width, rows),),
@@ -148,8 +155,9 @@ def plan_depthwise_norm(
             octets=channels // 8,
             eps=eps,
         ),
-        dict(ROWS=rows, COLUMNS=columns, CHUNKS=triton.cdiv(channels, columns)),
+        dict(ROWS=rows, COLUMNS=columns, CHUNKS=chunks),
         num_warps=rows * columns // WARP_CHANNELS,
+        max_registers=max_registers,
     )
     return (normed, convolved), [launch]
 

@@ -25,6 +25,8 @@ class Launch(NamedTuple):
             and never on the number of images or their size, so that a new size of images compiles
             nothing.
         num_warps: Warps of a program.
+        max_registers: The most registers that a thread may have. Default: None, the compiler
+            chooses, and may spill some to memory so that more programs run at a time.
     """
 
     kernel: KernelInterface
@@ -32,12 +34,18 @@ class Launch(NamedTuple):
     arguments: dict[str, Tensor | int | float | None]
     constants: dict[str, object]
     num_warps: int
+    max_registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """Returns the options of Triton's compiler."""
+        options = dict(num_warps=self.num_warps)
+        return options if self.max_registers is None else options | dict(maxnreg=self.max_registers)
 
     def run(self) -> None:
         """Launches the kernel, on the device of its tensors."""
         tensor = next(value for value in self.arguments.values() if isinstance(value, Tensor))
         with torch.cuda.device_of(tensor):  # Triton launches on the current device
-            self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.num_warps)
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options())
 
 
 def run_plan(plan: tuple[Outputs, list[Launch]]) -> Outputs:
