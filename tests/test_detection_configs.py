@@ -54,7 +54,7 @@ def reader_of_maps(model: ConfigDict) -> ConfigDict:
 
 
 def narrow(model: ConfigDict) -> None:
-    """Only reduces the backbone's size and the number and size of inputs."""
+    """Only reduces the number and size of inputs, and the size of the backbone and box heads."""
     backbone = model.backbone
     backbone.use_grn = backbone.arch.startswith('v2-')
     backbone.arch = dict(depths=[1, 1, 2, 1], hidden_sizes=[16, 64, 64, 64])
@@ -69,6 +69,9 @@ def narrow(model: ConfigDict) -> None:
         for stage in stages if isinstance(stages, list) else [stages]:
             stage.sampler.num = 8
         model.test_cfg.rpn.max_per_img = 16
+        heads = model.roi_head.bbox_head
+        for head in heads if isinstance(heads, list) else [heads]:
+            head.fc_out_channels = 32
 
 
 def has_masks(model: ConfigDict) -> bool:

@@ -101,7 +101,7 @@ def test_machine_with_a_gpu_uses_it(path):
     assert f'{SETUP} .venv-onedl-cuda onedl 8.6,9.0\n' in make(path, 'env', 'STACK=onedl')
     # Tests are the same ones as elsewhere, and then those that need the GPU.
     *_, cpu, gpu = make(path, 'test').splitlines()
-    assert cpu == 'CUDA_VISIBLE_DEVICES= .venv-cuda/bin/python -m pytest'
+    assert cpu.startswith('CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv-cuda/bin/python -m pytest')
     assert gpu == '.venv-cuda/bin/python -m pytest -m cuda'
 
 
