@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
     images = ('--train', 160, '--val', 16)
     run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
-    options = ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3']
+    options = ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3', 'param_scheduler.1.T_max=3']
     options += ['default_hooks.checkpoint.interval=1']
     output = run_tool(
         'train.py', CONFIG, '--work-dir', 'run', '--cfg-options', *options, cwd=folder

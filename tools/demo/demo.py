@@ -67,7 +67,7 @@ TASKS = {
     'detection': Task(
         config='mask-rcnn_convnext-atto_fpn_shapes.py',
         model='Mask R-CNN, ConvNeXt-atto',
-        minutes=3,
+        minutes=4,
         work_dir='work_dirs/demo',
         metrics={
             'box mAP': 'coco/bbox_mAP',
@@ -84,7 +84,7 @@ TASKS = {
     'segmentation': Task(
         config='upernet_convnext-atto_shapes.py',
         model='UPerNet, ConvNeXt-atto',
-        minutes=1,
+        minutes=2,
         work_dir='work_dirs/demo-seg',
         metrics={'mIoU': 'mIoU', 'mean accuracy': 'mAcc', 'pixel accuracy': 'aAcc'},
         minimum={'mIoU': 0.80},
