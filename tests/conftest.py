@@ -2,8 +2,11 @@
 
 import logging
 import os
+import runpy
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 # Triton reads this when kernels are defined: without a card, its interpreter runs them.
 os.environ.setdefault('TRITON_INTERPRET', '1')
@@ -71,6 +74,23 @@ def kernels(request, monkeypatch):
     elif not native.load_kernels():
         pytest.skip('the kernels are not built: python -m convnext_backbone.ops.build')
     return request.param
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Runs a script in this process; returns its exit status, its output and its errors."""
+
+    def run(script: Path, *args: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, 'argv', [str(script), *map(str, args)])
+        monkeypatch.syspath_prepend(str(script.parent))
+        code: object = 0
+        try:
+            runpy.run_path(str(script), run_name='__main__')
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

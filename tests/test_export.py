@@ -1,8 +1,7 @@
 """Exported models: ONNX under ONNX Runtime, torch.export, int8, and calls that cannot be done."""
 
 import re
-import runpy
-import sys
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -69,21 +68,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run_tool(monkeypatch, capsys, folder):
+def run_tool(monkeypatch, run_script, folder):
     """Runs the tool in the folder; returns its exit status, its output and its errors."""
-
-    def run(*args):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
-        monkeypatch.syspath_prepend(str(TOOL.parent))
-        code = 0
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capsys.readouterr()
-
-    return run
+    monkeypatch.chdir(folder)
+    return partial(run_script, TOOL)
 
 
 def onnx_maps(path, images):

@@ -1,8 +1,6 @@
 """Features of real image files, in memory and on disk."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +36,9 @@ def quarters(height=40, width=60):
 
 
 @pytest.fixture
-def run_tool(monkeypatch, capsys):
+def run_tool(run_script):
     """Runs the tool; returns its exit status, its output and its errors."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args), '--workers', '0'])
-        code = 0
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda *args: run_script(TOOL, *args, '--workers', '0')
 
 
 @pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
