@@ -461,7 +461,8 @@ def test_fake_tensors(layer, features):
 def test_traced_and_exported_models_hold_only_standard_operators():
     model = randomize(small_backbone())
     images = torch.randn(2, 3, 64, 64)
-    exported = torch.export.export(model, (images,))
+    # The default since torch 2.7. Before, a strict export cannot be told apart from torch.compile.
+    exported = torch.export.export(model, (images,), strict=False)
     traced = torch.jit.trace(model, images)
     used = {str(node.target) for node in exported.graph.nodes if node.op == 'call_function'}
     used |= {node.kind() for node in traced.inlined_graph.nodes()}
