@@ -118,6 +118,7 @@ def test_detectors_without_roi_align_may_be_in_channels_last(name):
     if 'num_queries' in cfg.model:
         cfg.model.num_queries = 20
     model = MODELS.build(cfg.model).eval()
+    model.init_weights()  # DINO's level embeddings are uninitialised memory until then
     images = torch.randn(1, 3, 64, 96)
     samples = demo_mm_inputs(batch_size=1, image_shapes=[(3, 64, 96)])['data_samples']
     samples[0].set_metainfo(dict(batch_input_shape=(64, 96), pad_shape=(64, 96)))
