@@ -75,7 +75,7 @@ def test_a_wrong_environment_variable_is_an_error(path, monkeypatch):
         choice.setting()
     monkeypatch.setenv('CONVNEXT_KERNELS', 'triton')
     monkeypatch.setattr(choice, 'have_triton', lambda: False)
-    with pytest.raises(ValueError, match='needs Triton: run pip install triton'):
+    with pytest.raises(ValueError, match=r'needs Triton 3\.7 or newer'):
         choice.setting()
 
 
@@ -134,6 +134,12 @@ def test_a_candidate_that_does_not_run_is_left_out(path, capture_log):
     assert times['train'].keys() == times['inference'].keys() == {'modules', 'torch'}
     assert 'triton kernels do not run on this card' in capture_log[0]
     assert 'no such card' in capture_log[0]
+
+
+def test_blocks_are_timed_in_inference_mode():
+    with torch.inference_mode():
+        times = trial.time_block(CPU, 8, torch.float32, {'torch': portable})
+    assert times['train'].keys() == {'modules', 'torch'}
 
 
 def test_all_processes_of_a_job_get_the_times_of_the_first():

@@ -3,16 +3,16 @@
 On a card, the candidates are timed at the first block of a width and a dtype, in a fraction of a
 second (and once the compilation of the Triton kernels). The times are kept in a file, so the next
 process measures nothing. The fused candidate with the faster training step runs, unless the modules
-are faster still. With ``prefer='memory'``, blocks that train always run fused, as the modules keep
-about twice as much for the backward pass.
+are faster still. With ``prefer='memory'``, blocks that train run fused even then, as the modules
+keep about twice as much for the backward pass.
 
 ``CONVNEXT_KERNELS`` overrides the choice: ``triton``, ``torch`` or ``modules`` instead of ``auto``.
 Nothing is timed under deterministic algorithms and while a CUDA graph is captured, when times
 mean nothing: Triton kernels run if there are any, and else the modules.
 
 In a distributed job, the rank that gets to a width first measures it, or finds it in its file, and
-writes it to the store of the process group, where the others read it. So all ranks choose
-the same, and no rank must get there at the same time as another.
+writes it to the store of the process group, where the others read it. So all ranks choose the same,
+and they need not get there at the same time.
 
 On the CPU, blocks always run fused: there the gain is known.
 """
@@ -33,6 +33,7 @@ from torch import Tensor
 
 from . import portable, timings
 from .native import (
+    MIN_TRITON,
     TRITON_DTYPES,
     have_compiled_kernels,
     have_kernels_for,
@@ -160,7 +161,7 @@ def setting() -> str:
     """Returns the value of the environment variable ``CONVNEXT_KERNELS``. Default: ``auto``.
 
     Raises:
-        ValueError: If it is unknown, or ``triton`` and Triton is not installed.
+        ValueError: If it is unknown, or ``triton`` without a Triton of the needed version.
     """
     name = os.environ.get(VARIABLE, 'auto')
     if name not in CHOICES:
@@ -169,7 +170,10 @@ def setting() -> str:
             f'the environment variable {VARIABLE} must be one of {allowed}, got {name!r}'
         )
     if name == 'triton' and not have_triton():
-        raise ValueError(f'{VARIABLE}=triton needs Triton: run pip install triton')
+        needed = '.'.join(map(str, MIN_TRITON))
+        raise ValueError(
+            f'{VARIABLE}=triton needs Triton {needed} or newer; a newer torch for CUDA brings it'
+        )
     return name
 
 

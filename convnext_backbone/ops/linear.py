@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .onednn import has_products_for
 from .sums import computed_in
 
 
@@ -82,11 +83,7 @@ def _onednn_takes(rows: Tensor) -> bool:
     up to twice as fast as those of MKL, torch's default. With AVX2 alone, those of MKL are as fast,
     and need no transposed copies.
     """
-    if rows.device.type != 'cpu' or not torch.backends.mkldnn.enabled:
-        return False
-    if rows.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return rows.dtype == torch.float32 and not _mkl_is_as_fast()
+    return has_products_for(rows) and not (rows.dtype == torch.float32 and _mkl_is_as_fast())
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .onednn import has_products_for
 from .sums import computed_in
 
 
@@ -26,7 +27,7 @@ class PackedLinear:
         self.weight = weight.to(dtype, copy=True).contiguous().to(self.product_dtype)
         self.bias = bias.to(dtype, copy=True).to(self.product_dtype)
         self.gelu = gelu
-        self.is_packed = _can_pack(self.weight)
+        self.is_packed = has_products_for(self.weight)
         if self.is_packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
@@ -42,12 +43,3 @@ class PackedLinear:
             product = F.linear(inputs, self.weight, self.bias)
             product = F.gelu(product) if self.gelu else product
         return product.to(rows.dtype)
-
-
-def _can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN computes the product."""
-    if weight.device.type != 'cpu' or not torch.backends.mkldnn.enabled:
-        return False
-    if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32

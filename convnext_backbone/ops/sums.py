@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .onednn import has_bfloat16
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics and sums: float32 for half precision, else ``dtype`` itself."""
@@ -19,8 +21,7 @@ def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """
     if device.type != 'cpu' or dtype.itemsize > 2:
         return dtype
-    has_bfloat16 = torch.backends.mkldnn.enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype if dtype == torch.bfloat16 and has_bfloat16 else torch.float32
+    return dtype if dtype == torch.bfloat16 and has_bfloat16() else torch.float32
 
 
 class RunningSum:

@@ -20,6 +20,7 @@ from .timings import Times, measure
 ELEMENTS = 2**22
 
 
+@torch.inference_mode(False)  # training steps are measured even if an inference comes first
 def time_block(
     device: torch.device,
     channels: int,

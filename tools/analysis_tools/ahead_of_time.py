@@ -3,9 +3,9 @@
     python tools/analysis_tools/ahead_of_time.py [--record]
 
 It checks that tests/kernel_resources.json has every kernel as it is now, for every dtype and width
-that the package uses it with and for every architecture. Then it compiles of each kernel the one
-that needs most registers. It fails if anything differs from the file, spills registers or needs
-more shared memory than there is. With ``--record``, it first compiles what the file lacks.
+that the package uses it with and for every architecture. Then it compiles each kernel once, in the
+variant that needs the most registers. It fails if anything differs from the file, spills registers
+or needs more shared memory than there is. With ``--record``, it first compiles what the file lacks.
 
 Triton's own binder makes the signatures, so what is compiled is what a launch would compile.
 """
@@ -152,28 +152,14 @@ def compile_group(launch: Launch, group: tuple[int, ...]) -> list[Resources]:
 
 
 def unique_launches() -> dict[str, Launch]:
-    """Returns one launch of each kernel that must be compiled, over all widths and dtypes.
-
-    Kernels whose constants hold the width itself are taken at the narrowest and the widest width
-    of every class, that is for every combination of the other constants.
-    """
-    classes: dict[tuple, list[Launch]] = {}
-    for channels in WIDTHS:
-        for types in TYPES:
-            for plan in block_plans(channels, types):
-                for launch in plan.launches:
-                    found = classes.setdefault(_class_key(launch), [launch, launch])
-                    found[1] = launch
-    return {title(launch): launch for found in classes.values() for launch in found}
-
-
-def _class_key(launch: Launch) -> tuple:
-    types = (
-        argument.dtype if isinstance(argument, Tensor) else type(argument)
-        for argument in launch.arguments.values()
-    )
-    constants = ((name, value) for name, value in launch.constants.items() if name != 'C')
-    return kernel_name(launch), str(launch.options()), *types, *constants
+    """Returns one launch of each kernel that must be compiled, over all widths and dtypes."""
+    return {
+        title(launch): launch
+        for channels in WIDTHS
+        for types in TYPES
+        for plan in block_plans(channels, types)
+        for launch in plan.launches
+    }
 
 
 def title(launch: Launch) -> str:
