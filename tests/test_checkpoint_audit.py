@@ -418,3 +418,19 @@ def test_no_architecture_is_inferred_where_a_block_is_missing():
         ValueError, match=r'damaged: it has no encoder\.stages\.2\.layers\.1\.dwconv\.weight, '
     ):
         infer_arch(holed)
+
+
+def test_another_patch_size_is_named():
+    weights = small_backbone(patch_size=2).state_dict()
+    with pytest.raises(ValueError, match='build the model with patch_size=2 to fit the file'):
+        load_checkpoint(small_backbone(), weights)
+
+
+def test_a_larger_model_without_the_backbones_tensors_keeps_its_head():
+    head = torch.nn.Linear(3, 3)
+    model = torch.nn.Sequential(head, small_backbone())
+    before = head.weight.clone()
+    weights = {'0.weight': torch.zeros(3, 3), '0.bias': torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"nothing under the key prefix '1\.'"):
+        model.load_state_dict(weights, strict=False)
+    assert torch.equal(head.weight, before)

@@ -85,3 +85,13 @@ def test_the_suffix_does_not_matter_for_reading(tmp_path):
     torch.save(state_dict, tmp_path / 'b.safetensors')
     for name in ('a.bin', 'b.safetensors'):
         assert same_tensors(read_checkpoint(tmp_path / name).tensors, state_dict)
+
+
+def test_layers_that_no_format_has_are_not_dropped(tmp_path):
+    state_dict = meta(make_reference(2).state_dict())
+    state_dict['stages.0.0.adapter.weight'] = torch.zeros(1)
+    torch.save(state_dict, tmp_path / 'in.pth')
+    assert 'stages.0.0.adapter.weight' in run_tool(TOOL, 'inspect', 'in.pth', cwd=tmp_path)
+    with pytest.raises(AssertionError, match='may change the output: stages'):
+        run_tool(TOOL, 'convert', 'in.pth', 'out.pth', '--to', 'timm', cwd=tmp_path)
+    assert not (tmp_path / 'out.pth').exists()

@@ -20,7 +20,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
-from convnext_backbone.checkpoint import read_mmengine_checkpoint
+from convnext_backbone.checkpoint import download, read_mmengine_checkpoint
 from convnext_backbone.command_line import check_file, check_folder, usage_errors, whole_file
 from convnext_backbone.engine import check_model
 
@@ -135,7 +135,9 @@ def main() -> None:
 
     with usage_errors(parser):
         cfg = load_config(args)
-        cfg.load_from = args.checkpoint
+        # mmengine's own loader of addresses would run code in the file.
+        is_address = '://' in args.checkpoint
+        cfg.load_from = str(download(args.checkpoint)) if is_address else args.checkpoint
         if args.out:
             check_file(args.out)
         pictures = draw_to(cfg, args.show_dir) if args.show_dir else None

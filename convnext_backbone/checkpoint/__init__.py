@@ -1,13 +1,14 @@
 """Reads checkpoints of other projects, translates their names and loads them.
 
-The steps: ``sources`` and ``containers`` read a plain state dict. ``translate`` recognises its
-format with the table in ``formats`` and converts it to this package's names and layouts. ``audit``
-decides which tensors go into the model. ``loading`` copies them and reports. ``pretrained``
-connects these steps to torch and mmengine, ``larger_models`` to models around a model.
-``published`` lists the weights that others offer.
+The steps: ``downloads``, ``sources`` and ``containers`` read a plain state dict. ``translate``
+recognises its format with the table in ``formats`` and converts it to this package's names and
+layouts. ``audit`` decides which tensors go into the model. ``loading`` copies them and reports.
+``pretrained`` connects these steps to torch and mmengine, ``larger_models`` to models around a
+model. ``published`` lists the weights that others offer.
 """
 
 from .audit import Target
+from .downloads import download
 from .infer import infer_arch, read_arch
 from .larger_models import guard_larger_models
 from .loading import load_checkpoint
@@ -31,6 +32,7 @@ __all__ = [
     'Target',
     'Translation',
     'allowed',
+    'download',
     'export',
     'guard_larger_models',
     'infer_arch',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,9 @@ _LEFT_OUT = {
     'final_norm': 'final norm',
     'head': 'head',
 }
+
+
+_STEM = Name('stem_conv', 'weight').native
 
 
 @dataclass
@@ -238,6 +242,12 @@ def _explain(
             else f'its blocks lack the tensors that tell their width, {theirs.hidden_sizes}'
         )
         verdict = f'this file is damaged: {lacks}'
+    elif theirs == target.arch and _differ_in_patches(found.tensors, target.tensors, misfits):
+        sides = [tensors[_STEM].shape[-1] for tensors in (found.tensors, target.tensors)]
+        verdict = (
+            f'this file has patch_size={sides[0]}, the model patch_size={sides[1]}; build the '
+            f'model with patch_size={sides[0]} to fit the file'
+        )
     elif theirs == target.arch:
         verdict = f'this file and the model are both a {theirs}, but the file is damaged'
     else:
@@ -264,6 +274,15 @@ def _explain(
         f'{checkpoint.source} was not loaded, {target.name} keeps its weights: {verdict}. '
         f'{". ".join(details)}'
     )
+
+
+def _differ_in_patches(
+    theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], misfits: Mapping[str, str]
+) -> bool:
+    """Whether the stem's weight is all that does not fit, because of the side of its kernel."""
+    if misfits.keys() != {_STEM} or theirs[_STEM].ndim != 4:
+        return False
+    return theirs[_STEM].shape[:2] == own[_STEM].shape[:2]
 
 
 def _layout(tensor: Tensor) -> str:

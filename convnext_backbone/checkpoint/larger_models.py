@@ -38,7 +38,8 @@ def _is_guarded(module: nn.Module | None) -> bool:
 def _check(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
     for name, model in _models(module, prefix):
         # Wrappers such as FSDP rename the tensors on the way: the model itself checks them later.
-        if any(isinstance(key, str) and key.startswith(name) for key in state_dict):
+        is_wrapped = any(part.startswith('_') for part in name.split('.'))
+        if not is_wrapped or any(isinstance(k, str) and k.startswith(name) for k in state_dict):
             adopt_state_dict(model.checkpoint_target(), dict(state_dict), name, log=False)
 
 

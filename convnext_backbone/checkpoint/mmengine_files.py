@@ -22,6 +22,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_local as _load_from_local
 
+from .downloads import download
+
 
 def _history_statistic(owner: type, name: str) -> Callable:
     """Replaces ``getattr``, which pickles use to store a method of :class:`HistoryBuffer`."""
@@ -101,17 +103,19 @@ def register_loader() -> None:
 
 
 def read_mmengine_checkpoint(path: str) -> dict:
-    """Reads a checkpoint of mmengine, on the CPU, from a file or an address.
+    """Reads a checkpoint of mmengine, on the CPU, from a file or an http(s) address.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or something else.
+        OSError: If the download fails.
     """
-    if '://' not in path and not Path(path).is_file():
+    if '://' in path:
+        path = str(download(path))
+    elif not Path(path).is_file():
         raise FileNotFoundError(f'no such checkpoint: {path}')
     try:
-        with allowed(MMENGINE_CLASSES):
-            checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        checkpoint = load_from_local(path, map_location='cpu')
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f'{path} is damaged, or no checkpoint: torch cannot read it') from error
     if not isinstance(checkpoint, dict):

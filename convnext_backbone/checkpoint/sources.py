@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import pickle
@@ -11,12 +10,11 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
 
 from .containers import Checkpoint, unwrap
+from .downloads import download, fetch_from_hub
 from .hf_config import read_config
 from .mmengine_files import MMENGINE_CLASSES, allowed
 from .names import listed
@@ -31,7 +29,6 @@ _FOLDER_FILES = (
     'pytorch_model.bin.index.json',
 )
 _SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
-_HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?')
 
 
 def read_checkpoint(source: Source, use_ema: bool = True) -> Checkpoint:
@@ -54,9 +51,9 @@ def read_checkpoint(source: Source, use_ema: bool = True) -> Checkpoint:
     address = os.fspath(source)
     scheme = address.partition('://')[0] if '://' in address else None
     if scheme in ('http', 'https'):
-        path = _download(address)
+        path = download(address)
     elif scheme == 'hf':
-        path = _fetch_from_hub(address)
+        path = fetch_from_hub(address)
     elif scheme is not None:
         raise ValueError(
             f'{address} is neither a path nor an http(s):// or hf:// address: '
@@ -220,57 +217,6 @@ def _read_shards(index: Path, address: str, use_ema: bool) -> Checkpoint:
             'download them again'
         )
     return Checkpoint(tensors, address, f'{kind} in {len(names)} shards', use_ema)
-
-
-def _download(url: str) -> Path:
-    """Downloads a file to torch's cache, which mmengine's loader also uses.
-
-    mmengine's own loader would unpickle the download without ``weights_only``.
-    """
-    name = Path(urlparse(url).path).name
-    if not name:
-        raise ValueError(f'{url} has no file name: pass the address of a file')
-    if name in _FOLDER_FILES:
-        # Many models have files with these names.
-        name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
-    path = Path(torch.hub.get_dir(), 'checkpoints', name)
-    # The main process downloads first. The others find its file, or download to their own disk.
-    for is_turn in (is_main_process(), True):
-        if is_turn and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(url, str(path), progress=is_main_process())
-            except OSError as error:
-                raise OSError(f'cannot download {url}: {error}') from error
-        barrier()
-    return path
-
-
-def _fetch_from_hub(address: str) -> Path:
-    match = _HUB_ADDRESS.fullmatch(address)
-    if match is None:
-        raise ValueError(f'{address} is not of the form hf://owner/name[@revision][/file]')
-    repo, revision, file = match.groups()
-    try:
-        from huggingface_hub import hf_hub_download, snapshot_download
-        from huggingface_hub.errors import EntryNotFoundError
-    except ImportError as error:
-        raise ImportError(
-            f'{address} needs the library huggingface_hub: pip install huggingface_hub'
-        ) from error
-    try:
-        if file:
-            return Path(hf_hub_download(repo, file, revision=revision))
-        folder = snapshot_download(
-            repo, revision=revision, allow_patterns=['*.json', '*.safetensors']
-        )
-        if not any(Path(folder).glob('*.safetensors')):
-            folder = snapshot_download(
-                repo, revision=revision, allow_patterns=['*.json', '*.bin', '*.pth', '*.pt']
-            )
-        return Path(folder)
-    except (OSError, EntryNotFoundError) as error:
-        raise OSError(f'cannot download {address}: {_first_line(error)}') from error
 
 
 def _first_line(error: Exception) -> str:

@@ -78,6 +78,7 @@ def count_tensors(found: Translation) -> dict[str, str]:
     rows = {kind: str(kinds[kind]) for kind in KINDS}
     reasons = Counter(found.ignored.values())
     rows['ignored'] = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
+    rows['additional layers'] = ', '.join(found.additional)
     rows['unexpected'] = ', '.join(found.unexpected)
     return {kind: row or '0' for kind, row in rows.items()}
 
@@ -95,8 +96,8 @@ def convert(file: str, out: Path, to: str, force: bool) -> None:
     """Writes a checkpoint's ConvNeXt tensors with the keys of another format.
 
     Raises:
-        ValueError: If the checkpoint cannot be read, if ``out`` has another suffix than
-            ``SUFFIXES``, or if it is the checkpoint itself.
+        ValueError: If the checkpoint cannot be read or has layers that no ConvNeXt has, if ``out``
+            has another suffix than ``SUFFIXES``, or if it is the checkpoint itself.
         FileExistsError: If ``out`` exists and ``force`` is not set.
         FileNotFoundError: If the checkpoint or the folder of ``out`` does not exist.
         OSError: If ``out`` cannot be written.
@@ -112,6 +113,11 @@ def convert(file: str, out: Path, to: str, force: bool) -> None:
         raise FileExistsError(f'{out} exists: choose another output, or overwrite it with --force')
     with console.status(f'reading {file}'):
         found = translate(read_checkpoint(file))
+    if found.additional:
+        raise ValueError(
+            f'{file} has layers that {to} does not have keys for and that may change the output: '
+            f'{listed(found.additional)}. Merge them into the weights first'
+        )
     exported, left = export(found.tensors, to)
     # A view would be saved with its whole storage.
     layout = torch.contiguous_format
