@@ -8,6 +8,7 @@ work itself keeps its traceback.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import tempfile
 import traceback
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 EXPECTED = (ValueError, TypeError, KeyError, OSError, ImportError)
 
 # mmengine imports pkg_resources for every base of another package; setuptools is pinned for it.
@@ -111,8 +113,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        # A full disk names no file, and nobody knows the temporary one.
-        if error.filename in (None, str(part)):
+        # A full or broken disk names no file, and nobody knows the temporary one.
+        if error.filename == str(part) or (error.filename is None and error.errno in DISK_ERRORS):
             error.filename = str(path)
         raise
     finally:

@@ -125,7 +125,7 @@ if ! operators_work; then
     export MMCV_WITH_OPS=1
     if [ -n "$archs" ]; then
         find_toolkit
-        say "Installing $mmcv; its CUDA operators are compiled once: about 40 minutes on 2 cores"
+        say "Installing $mmcv; its CUDA operators are compiled once: 20 to 40 minutes on 2 cores"
         # No cache: its wheels tell neither torch's version nor the cards that they were built for.
         export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=${archs//,/;}
         build_mmcv --no-cache-dir --force-reinstall --no-deps

@@ -85,7 +85,7 @@ def make_workspace(folder: Path) -> None:
     use_mmdet()
     detector = DETECTORS.build(Config.fromfile(REPO / DETECTOR).model)
     (folder / 'my_config.py').write_text(f'_base_ = {DETECTOR!r}')
-    save(detector, folder / 'work_dirs/my_config/epoch_12.pth', classes)
+    save(detector, folder / 'work_dirs/my_config/best_coco_segm_mAP_epoch_36.pth', classes)
     use_mmseg()
     segmentor = SEGMENTORS.build(Config.fromfile(REPO / SEGMENTOR).model)
     (folder / 'my_segmentor.py').write_text(f'_base_ = {SEGMENTOR!r}')

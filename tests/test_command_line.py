@@ -115,8 +115,10 @@ def test_scripts_say_what_to_do_outside_the_environment(path, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert re.match(rf'{path.name}: error: \w+ is not installed here: activate .venv with ', line)
-    assert 'make demo creates it' in line
+    assert re.match(
+        rf'{path.name}: error: \w+ is not installed here: activate the environment ', line
+    )
+    assert 'environment that make demo creates' in line
 
 
 def test_other_errors_of_imports_keep_their_traceback(tmp_path):
@@ -142,3 +144,13 @@ def test_scripts_start_without_warnings_of_pkg_resources(tmp_path):
     command = [sys.executable, '-c', read]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert 'pkg_resources' not in result.stderr
+
+
+def test_whole_file_blames_the_disk_alone(tmp_path):
+    """Errors of the work in the block keep their text."""
+    path = tmp_path / 'out.pkl'
+    with pytest.raises(FileNotFoundError, match='an image is missing'), whole_file(path):
+        raise FileNotFoundError('an image is missing')
+    with pytest.raises(OSError, match=r'out\.pkl'), whole_file(path):
+        raise OSError(28, 'No space left on device')
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from PIL import Image
 
 from convnext_backbone import ConvNextModel, FeatureExtractor
 from convnext_backbone.extraction.pictures import principal_colours
-from convnext_backbone.extraction.preprocessing import NORMALIZATIONS, read_image
+from convnext_backbone.extraction.preprocessing import NORMALIZATIONS, normalization_of, read_image
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'extract_features.py'
 MAPS = ('stage1', 'stage2', 'stage3', 'stage4')
@@ -295,3 +295,17 @@ def test_maps_after_a_neck(tmp_path, folder):
     Config(dict(default_scope='mmdet', model=model)).dump(tmp_path / 'none.py')
     with pytest.raises(ValueError, match='has no model with a neck'):
         FeatureExtractor.from_config(tmp_path / 'none.py', tmp_path / 'detector.pth')
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'kind'),
+    [
+        ('/home/me/eclipse-workspace/convnext_tiny.pth', 'imagenet'),
+        ('video_clips/convnext_tiny.pth', 'imagenet'),
+        ('hf://timm/convnext_base.clip_laion2b', 'clip'),
+        ('hf://laion/CLIP-convnext_base-laion400M-s13B-b51K', 'clip'),
+        ('models/open_clip_pytorch_model.bin', 'clip'),
+    ],
+)
+def test_clip_is_recognised_as_a_word(checkpoint, kind):
+    assert normalization_of(checkpoint, '') == kind

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from helpers import SMALL, small_backbone
 from torch import nn
 
+from convnext_backbone.arch import resolve_arch
+
 MAPS = ('stage1', 'stage2', 'stage3', 'stage4')
 
 
@@ -155,6 +157,9 @@ def test_detectron2s_contract(detectron2, tmp_path):
     cfg.MODEL.CONVNEXT.WEIGHTS = str(tmp_path / 'atto.pth')
     again = registry['build_convnext_backbone'](cfg, ShapeSpec(channels=3))
     assert all(torch.equal(m, maps[name]) for name, m in again(images).items())
+    cfg.MODEL.CONVNEXT.ARCH, cfg.MODEL.CONVNEXT.WEIGHTS = 'v2-atto', ''
+    v2 = registry['build_convnext_backbone'](cfg, ShapeSpec(channels=3))
+    assert v2.body.arch == resolve_arch('v2-atto')
 
 
 def test_detectron2_trains_with_decay(detectron2):

@@ -268,6 +268,10 @@ def test_data_that_cannot_be_used_are_refused(folder, capsys):
     check_splits(*splits, with_masks=False, box_heads=[])
     Path(ANNOTATIONS['train']).write_text(original)
 
+    edit(lambda content: content['annotations'].clear())
+    assert 'has no object of its categories' in refusal(capsys, *args)
+    Path(ANNOTATIONS['train']).write_text(original)
+
     edit(lambda content: content['categories'].reverse())
     assert 'differ: another order; their order decides the labels' in refusal(capsys, *args)
     Path(ANNOTATIONS['train']).write_text(original)

@@ -23,8 +23,9 @@ def say_what_is_missing(
         sys.__excepthook__(kind, error, traceback)
         return
     print(
-        f'{Path(sys.argv[0]).name}: error: {name} is not installed here: activate .venv with '
-        f'source .venv/bin/activate (make demo creates it), or install {name} in this environment',
+        f'{Path(sys.argv[0]).name}: error: {name} is not installed here: activate the '
+        'environment that make demo creates, with source .venv/bin/activate (on a GPU: '
+        f'.venv-cuda), or install {name} in this one',
         file=sys.stderr,
     )
     raise SystemExit(2)

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config, DictAction
@@ -18,11 +19,25 @@ from convnext_backbone.command_line import check_folder, read_config
 from convnext_backbone.engine import missing_operators
 from convnext_backbone.engine.setup_hook import check_datasets_once
 
-# The variable by which each launcher tells a process its rank, and how to start it.
+
+class Launcher(NamedTuple):
+    """A job launcher.
+
+    Attributes:
+        rank: The variable that it sets for every process.
+        local_rank: The variable by which it tells a process its rank on the machine.
+        command: How to start it.
+    """
+
+    rank: str
+    local_rank: str
+    command: str
+
+
 LAUNCHERS = {
-    'pytorch': ('RANK', 'torchrun --nproc_per_node=GPUS'),
-    'slurm': ('SLURM_PROCID', 'srun'),
-    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
+    'pytorch': Launcher('RANK', 'LOCAL_RANK', 'torchrun --nproc_per_node=GPUS'),
+    'slurm': Launcher('SLURM_PROCID', 'SLURM_LOCALID', 'srun'),
+    'mpi': Launcher('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
 }
 
 
@@ -79,7 +94,10 @@ def load_config(args: argparse.Namespace) -> Config:
             ``--cfg-options`` do not fit the config.
     """
     check_launcher(args.launcher)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    local_rank = args.local_rank
+    if args.launcher != 'none':
+        local_rank = os.environ.get(LAUNCHERS[args.launcher].local_rank, local_rank)
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
@@ -94,11 +112,11 @@ def check_launcher(launcher: str) -> None:
     """Raises a ValueError if a process does not come from its launcher."""
     if launcher == 'none':
         return
-    variable, command = LAUNCHERS[launcher]
-    if variable not in os.environ:
+    rank, _, command = LAUNCHERS[launcher]
+    if rank not in os.environ:
         raise ValueError(
             f'--launcher {launcher} needs a process that {command.split()[0]} has started, but '
-            f'{variable} is not set: run {command} {sys.argv[0]} ..., or leave --launcher out'
+            f'{rank} is not set: run {command} {sys.argv[0]} ..., or leave --launcher out'
         )
 
 
@@ -163,8 +181,10 @@ def prepare(cfg: Config, config: str, *splits: str) -> None:
     check_folder(cfg.work_dir)
     # Once on each machine: all processes of a launcher would read the same files.
     if os.environ['LOCAL_RANK'] == '0':
-        if cfg.get('load_from') and '://' not in cfg.load_from:
-            read_mmengine_checkpoint(cfg.load_from)
+        weights = cfg.get('load_from')
+        # Sharded checkpoints are folders; they and addresses are read when the runner needs them.
+        if weights and '://' not in weights and not os.path.isdir(weights):
+            read_mmengine_checkpoint(weights)
         warnings = check_datasets_once(cfg, splits)
         for warning in filter(None, [missing_operators(get_device()), *warnings]):
             warn(warning)

@@ -174,7 +174,7 @@ def main() -> None:
     args = parser.parse_args()
     check_arguments(parser, args)
     with usage_errors(parser, of_checkers=True):
-        images = find_images(args.images)
+        images = find_images(args.images, args.out)
         check_folder(args.out)
         extractor = build(args)
         claim_folder(args.out, settings_of(args, extractor))

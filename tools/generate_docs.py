@@ -124,7 +124,7 @@ def weights_page() -> str:
         '# Published weights',
         NOTICE,
         "The last column is what to write into the backbone's `init_cfg=dict(type='Pretrained', "
-        "checkpoint=...)`. `hf://` addresses need `pip install 'convnext-backbone[checkpoints]'`. "
+        "checkpoint=...)`. `hf://` addresses need `pip install '.[checkpoints]'`. "
         'The same list in the shell and in Python:',
         '```bash\npython tools/model_converters/checkpoint.py list tiny\n```',
         '```python\nfrom convnext_backbone import list_pretrained\n\n'
@@ -143,8 +143,9 @@ def weights_page() -> str:
         'the weights; the code of this project is Apache-2.0.\n'
         "- **Size** is the side of the training images; a dash, if nobody publishes it. timm's "
         'variants with an overlapping stem (`_ols`) or other norms (`_rms`) need '
-        '[arguments](checkpoints.md#relatives) and are not listed, nor are '
-        "mmpretrain's files, which are conversions of Meta's.\n"
+        '[arguments](checkpoints.md#relatives): those in brackets, or for `_rms`, which is not '
+        "listed, `norm='simplenorm'`. mmpretrain's files are not listed either: they are "
+        "conversions of Meta's.\n"
         "- CLIP-trained weights expect images normalised with CLIP's mean and standard deviation: "
         '`mean=[122.77, 116.75, 104.09], std=[68.50, 66.63, 70.32]`.',
     ]

@@ -1,6 +1,6 @@
 """Compares the datasets of a config with their files and with the heads, before training starts.
 
-The frameworks accept much that cannot be meant. mmdet drops annotations whose category is not among
+The frameworks accept many mistakes. mmdet drops annotations whose category is not among
 the classes, and trains with a loss of 0 if none is left. If the classes have another order than the
 annotation file, or one is missing there, labels get the names of other classes. An absent image is
 noticed when its turn comes, possibly after days.

@@ -9,7 +9,7 @@ def missing_operators(device: str) -> str | None:
     """Returns what is wrong with mmcv's operators in one sentence, or None if nothing is.
 
     An mmcv that was compiled without CUDA fails on a GPU, but only when a model reaches its first
-    operator, and its error does not say how to mend it.
+    operator, and its error does not say how to fix it.
 
     Args:
         device: As ``mmengine.device.get_device()`` gives it: ``'cpu'``, ``'cuda'``, ...

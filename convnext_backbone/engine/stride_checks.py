@@ -27,8 +27,8 @@ def check_strides(model: nn.Module) -> None:
     """Refuses heads whose anchors, points or regions would lie at wrong places of the image.
 
     The frameworks compare the strides of a head with nothing: with the maps of stage2 to stage4 and
-    the anchors of stage1 to stage3, a detector trains, on boxes of a wrong size and place. What a
-    neck makes of the maps is found by a pass of empty ones.
+    the anchors of stage1 to stage3, a detector trains on boxes of a wrong size and at wrong places.
+    A forward pass of empty maps tells the strides after a neck.
 
     Args:
         model: A detector, a segmentor or any other model, wrapped or not. Only parts that have one

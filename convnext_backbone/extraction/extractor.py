@@ -103,7 +103,9 @@ class FeatureExtractor:
         else:
             args.pop('layer_norm_eps', None)  # for the pooled norm alone
             stages = resolve_arch(args['arch']).stage_names[1:]
-            model = ConvNextBackbone(**args, out_features=out_features or stages)
+            model = ConvNextBackbone(
+                **args, out_features=stages if out_features is None else out_features
+            )
             strides = dict(zip(model.out_features, model.strides, strict=True))
         report = load_checkpoint(model, checkpoint)
         kind = normalization or normalization_of(report.source, report.prefix)

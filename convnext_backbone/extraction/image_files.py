@@ -8,11 +8,12 @@ from pathlib import Path
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff', '.bmp')
 
 
-def find_images(patterns: list[str]) -> dict[str, Path]:
+def find_images(patterns: list[str], out: Path | None = None) -> dict[str, Path]:
     """Finds image files.
 
     Args:
         patterns: Files, folders (searched with all their subfolders) and glob patterns.
+        out: The output folder, whose pictures are left out of folders. Default: None.
 
     Returns:
         The paths by name. The name of an image in a folder is its path from there.
@@ -26,6 +27,8 @@ def find_images(patterns: list[str]) -> dict[str, Path]:
         root = Path(pattern)
         if root.is_dir():
             files = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES)
+            if out is not None:
+                files = [p for p in files if out.resolve() not in p.resolve().parents]
             named = [(p.relative_to(root).as_posix(), p) for p in files]
         elif root.is_file():
             named = [(root.name, root)]

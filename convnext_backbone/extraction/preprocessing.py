@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
@@ -72,10 +73,11 @@ def normalization_of(checkpoint: str, prefix: str) -> str:
     """Returns the kind of pre-training of a checkpoint, a key of ``NORMALIZATIONS``.
 
     Args:
-        checkpoint: Its path or address; CLIP's name is in those of timm and OpenCLIP.
+        checkpoint: Its path or address; those of timm and OpenCLIP have the word CLIP.
         prefix: Key prefix of the ConvNeXt in it; in CLIP's own models that is ``visual``.
     """
-    is_clip = 'clip' in checkpoint.lower() or 'visual' in prefix.split('.')
+    has_word = re.search(r'(?<![a-z])(open)?clip(?![a-z])', checkpoint.lower())
+    is_clip = has_word or 'visual' in prefix.split('.')
     return 'clip' if is_clip else 'imagenet'
 
 

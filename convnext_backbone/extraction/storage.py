@@ -1,8 +1,8 @@
 """Features on disk: one file per image, or one memory-mapped array per stage for large folders.
 
 Files are complete or absent: they are written beside their place and renamed. A folder also holds
-``extraction.json``, which says how its features were made, so that a second run continues only what
-it would itself have begun.
+``extraction.json``, which says how its features were made, so that a second run with other settings
+is refused.
 """
 
 from __future__ import annotations

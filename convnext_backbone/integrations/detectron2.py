@@ -22,16 +22,15 @@ from ..models import ConvNextBackbone
 def add_convnext_config(cfg: CfgNode) -> None:
     """Adds the keys ``MODEL.CONVNEXT`` to a config of detectron2, with their defaults.
 
-    They are the arguments of :class:`ConvNextBackbone` in capitals. ``WEIGHTS`` is a checkpoint of
-    the backbone alone, in any supported format; ``MODEL.WEIGHTS`` still loads a whole detector, and
-    is read after it.
+    They are arguments of :class:`ConvNextBackbone` in capitals; ``ARCH`` is a name. ``WEIGHTS`` is
+    a checkpoint of the backbone alone, in any supported format; ``MODEL.WEIGHTS`` still loads a
+    whole detector, and is read after it.
     """
     cfg.MODEL.CONVNEXT = CfgNode(
         dict(
             ARCH='tiny',
             OUT_FEATURES=['stage1', 'stage2', 'stage3', 'stage4'],
             FROZEN_STAGES=-1,
-            USE_GRN=False,
             DROP_PATH_RATE=0.0,
             LAYER_SCALE_INIT_VALUE=1e-6,
             WITH_CP=False,
@@ -84,7 +83,6 @@ def build_convnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ConvNextDet
         num_channels=input_shape.channels,
         out_features=keys.OUT_FEATURES,
         frozen_stages=keys.FROZEN_STAGES,
-        use_grn=keys.USE_GRN,
         drop_path_rate=keys.DROP_PATH_RATE,
         layer_scale_init_value=keys.LAYER_SCALE_INIT_VALUE,
         with_cp=keys.WITH_CP,

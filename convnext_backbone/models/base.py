@@ -13,6 +13,7 @@ from ..checkpoint import LoadsAnyCheckpoint, Target
 from .checks import (
     check_finite,
     check_flag,
+    check_init_cfg,
     check_integer,
     check_positive,
     kernel_size_of_stages,
@@ -34,7 +35,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
         num_channels: Number of image channels. Default: 3.
         patch_size: Stride of the stem in pixels. Default: 4.
         kernel_size: Side of the kernels of the depthwise convolutions: an odd number, or one per
-            stage. Default: 7, with which alone blocks run fused.
+            stage. Default: 7. Blocks run fused only with 7.
         stem: ``'patch'`` (default), or a stem of timm's ``_ols`` models with two convolutions of
             3x3 and stride 2: ``'overlap'``, ``'overlap_tiered'`` (the first one has about half of
             the channels) or ``'overlap_act'`` (with an activation between them).
@@ -71,7 +72,8 @@ class ConvNextBase(LoadsAnyCheckpoint):
             follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if it is not
             set).
         prefer: What counts on a GPU: ``'speed'`` (default) runs fused blocks or their modules,
-            whichever is faster; ``'memory'`` always runs blocks fused that train.
+            whichever is faster; with ``'memory'``, blocks that train run fused even if the modules
+            are faster.
         num_stages: Number of stages to build, from the first one; subclasses set it. Default: None,
             all.
         init_cfg: As in mmengine; ``dict(type='Pretrained', checkpoint=..., prefix=...)`` accepts
@@ -121,11 +123,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
         check_positive('layer_norm_eps', layer_norm_eps)
         check_flag('with_cp', with_cp)
         check_flag('adapt_stem', adapt_stem)
-        if not isinstance(init_cfg, (dict, list, tuple)) and init_cfg is not None:
-            raise TypeError(
-                f'init_cfg must be a dict or a list of dicts, got {init_cfg!r}: to load a '
-                "checkpoint, use dict(type='Pretrained', checkpoint=...)"
-            )
+        check_init_cfg(init_cfg)
         super().__init__(init_cfg=init_cfg)
         found = resolve_arch(arch, use_grn, has_layer_scale=bool(layer_scale_init_value))
         kernel_sizes = kernel_size_of_stages(kernel_size, len(found.depths))
@@ -184,7 +182,7 @@ class ConvNextBase(LoadsAnyCheckpoint):
             TypeError: If the images are not a floating-point tensor.
         """
         deepest = self.arch.stage_names[len(self.encoder.stages)]
-        _check_images(pixel_values, self.stride, deepest)
+        check_images(pixel_values, self.stride, deepest)
         return self.encoder(self.embeddings(pixel_values), output_hidden_states=True)
 
     def checkpoint_target(self) -> Target:
@@ -224,7 +222,18 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _check_images(pixel_values: Tensor, smallest: int, deepest: str) -> None:
+def check_images(pixel_values: Tensor, smallest: int, deepest: str) -> None:
+    """Refuses everything but a batch of images that are large enough.
+
+    Args:
+        pixel_values: The images.
+        smallest: Least height and width in pixels.
+        deepest: Name of the stage that needs it, for the message.
+
+    Raises:
+        ValueError: If the images do not have four dimensions or are too small.
+        TypeError: If they are not an ordinary floating-point tensor.
+    """
     if not isinstance(pixel_values, Tensor):
         raise TypeError(f'the images must be a tensor, got {type(pixel_values).__name__}')
     if pixel_values.is_nested or pixel_values.layout is not torch.strided:

@@ -65,8 +65,8 @@ class ConvNextLayer(nn.Module):
         fused: True runs the block fused if possible, False always runs its modules. Default:
             None, which follows the environment variable ``CONVNEXT_FUSED`` (``1`` or ``0``; on if
             it is not set). On a GPU, None also runs the modules where they are faster.
-        prefer: ``'memory'`` always runs the block fused when it trains on a GPU, even where the
-            modules are faster. Default: ``'speed'``, whichever is faster.
+        prefer: ``'memory'`` runs a block that trains on a GPU fused, even if the modules are
+            faster. Default: ``'speed'``, whichever is faster.
 
     Shape:
         Input and output: ``(N, C, H, W)``. The fused block returns channels_last memory.

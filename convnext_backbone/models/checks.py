@@ -26,7 +26,7 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     Raises:
         ValueError: If the value is anything else.
     """
-    # Values that cannot be hashed are no error of a list.
+    # A list, as a set would fail for values that cannot be hashed.
     if value not in list(allowed):
         raise ValueError(f'{name} must be one of {list(allowed)}, got {value!r}')
 
@@ -104,6 +104,19 @@ def check_positive(name: str, value: object) -> None:
     check_finite(name, value)
     if _is_number(value) and value <= 0:
         raise ValueError(f'{name} must be positive, got {value}')
+
+
+def check_init_cfg(value: object) -> None:
+    """Refuses everything but what mmengine takes.
+
+    Raises:
+        TypeError: If the value is not a dict, a list or None.
+    """
+    if not isinstance(value, (dict, list, tuple)) and value is not None:
+        raise TypeError(
+            f'init_cfg must be a dict or a list of dicts, got {value!r}: to load a checkpoint, use '
+            "dict(type='Pretrained', checkpoint=...)"
+        )
 
 
 def _is_number(value: object) -> TypeGuard[float]:

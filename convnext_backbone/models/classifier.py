@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint import LoadsAnyCheckpoint, Target
 from ..checkpoint.names import Name
 from .base import initialize
-from .checks import check_finite
+from .checks import check_finite, check_init_cfg
 from .losses import (
     MULTI_LABEL,
     PROBLEM_TYPES,
@@ -64,6 +64,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
         init_cfg: dict | list[dict] | None = None,
         **model_args,
     ) -> None:
+        check_init_cfg(init_cfg)
         super().__init__(data_preprocessor or dict(type='ImgDataPreprocessor'), init_cfg)
         if not isinstance(num_labels, int) or isinstance(num_labels, bool):
             raise TypeError(f'num_labels must be an integer, got {num_labels!r}')

@@ -40,7 +40,7 @@ class ConvNextModel(ConvNextBase):
         **base_args: The other arguments of :class:`ConvNextBase`: ``num_channels``,
             ``patch_size``, ``kernel_size``, ``stem``, ``norm``, ``hidden_act``, ``use_grn``,
             ``drop_path_rate``, ``layer_scale_init_value``, ``norm_eps``, ``layer_norm_eps``,
-            ``with_cp``, ``adapt_stem``, ``fused``, ``prefer``, ``init_cfg``.
+            ``with_cp``, ``adapt_stem``, ``output_stride``, ``fused``, ``prefer``, ``init_cfg``.
 
     Attributes:
         hidden_size: Number of channels of the pooled features, C.

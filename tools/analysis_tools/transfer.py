@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', help='checkpoint of a classifier on ConvNeXt-atto')
     parser.add_argument('--seeds', type=int, default=3, help='number of random seeds (default: 3)')
-    parser.add_argument('--epochs', type=int, default=2, help='50 iterations each (default: 2)')
+    parser.add_argument('--epochs', type=int, default=2, help='100 iterations each (default: 2)')
     parser.add_argument(
         '--work-dir', type=Path, default='work_dirs/transfer', help='(default: %(default)s)'
     )

@@ -22,6 +22,7 @@ from mmengine.registry import MODELS, init_default_scope
 from convnext_backbone import load_checkpoint
 from convnext_backbone.checkpoint import read_mmengine_checkpoint
 from convnext_backbone.command_line import read_config, usage_errors
+from convnext_backbone.models.losses import infer_problem_type
 
 
 def find_config(checkpoint: Path) -> Path:
@@ -74,7 +75,7 @@ def classify(images: list[Path], checkpoint: Path, config: Path | None, topk: in
         )
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model).eval()
-    if model.problem_type == 'regression':
+    if (model.problem_type or infer_problem_type(model.num_labels)) == 'regression':
         raise ValueError('a regression model has no probabilities')
     load_checkpoint(model, checkpoint)
     classes = read_classes(cfg, checkpoint) or range(model.num_labels)

@@ -115,16 +115,17 @@ def print_results(task: Task, scores: dict[str, float], seconds: float) -> None:
     Console().print(table)
 
 
-def print_next_steps(task: Task, checkpoint: str, work_dir: str) -> None:
+def print_next_steps(task: Task, checkpoint: str, work_dir: str, device: str) -> None:
     """Prints the commands that a user needs next."""
     python, tools = shorten(sys.executable), shorten(REPO / 'tools')
     config = shorten(CONFIGS / task.config)
+    own_data = task.own_data if device == 'cuda' else f'{task.own_data} --gpus 0'
     print(
         'Next:\n'
         '  # evaluate a checkpoint and draw its predictions\n'
         f'  {python} {tools}/test.py {config} {shorten(checkpoint)} --show-dir {work_dir}/test\n'
         '  # write a config for your own data\n'
-        f'  {python} {tools}/new_config.py {task.own_data} my_config.py\n'
+        f'  {python} {tools}/new_config.py {own_data} my_config.py\n'
         '  # train it\n'
         f'  {python} {tools}/train.py my_config.py'
     )
@@ -188,7 +189,7 @@ def main() -> None:
     missed = [name for name, minimum in task.minimum.items() if scores[name] < minimum]
     if missed:
         sys.exit(f'The model has not learned: {", ".join(missed)} below the minimum.')
-    print_next_steps(task, checkpoint, cfg.work_dir)
+    print_next_steps(task, checkpoint, cfg.work_dir, device)
 
 
 if __name__ == '__main__':

@@ -121,7 +121,7 @@ def read_split(name: str, file: Path, folder: Path) -> Split:
 
 
 def find_doubts(train: Split, val: Split) -> list[str]:
-    """What can be meant, but often is not; one sentence each."""
+    """What is allowed, but often a mistake; one sentence each."""
     doubts = []
     for split in (train, val):
         absent = [name for name in split.classes if not split.instances[name]]
@@ -171,7 +171,8 @@ def check_splits(train: Split, val: Split, with_masks: bool, box_heads: list[str
 
     Raises:
         FileNotFoundError: If images do not exist.
-        ValueError: If the classes of the splits differ, or if masks are needed and missing.
+        ValueError: If the classes of the splits differ, if one has no objects, or if masks are
+            needed and missing.
     """
     if train.classes != val.classes:
         only_train = [name for name in train.classes if name not in val.classes]
@@ -189,6 +190,10 @@ def check_splits(train: Split, val: Split, with_masks: bool, box_heads: list[str
                 f'{len(split.missing)} of {len(split.content["images"])} images listed by '
                 f'{split.file} are not in {split.folder}, such as {split.missing[0]}: give the '
                 'folder to which file_name belongs, or remove them from the file'
+            )
+        if not split.objects:
+            raise ValueError(
+                f'{split.file} has no object of its categories: give the file with the annotations'
             )
         if with_masks and split.without_mask:
             raise ValueError(
