@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import SMALL, randomize
+from helpers import SMALL, randomize, small_backbone
 from torch import nn
 
 from convnext_backbone import ConvNextBackbone
@@ -94,3 +94,19 @@ def test_what_is_refused():
     model.encoder.stages[1].downsampling_layer[1] = nn.Conv2d(8, 16, 2, stride=2, bias=False)
     with pytest.raises(ValueError, match='cannot be deployed: a convolution is now'):
         model.deploy()
+
+
+def test_bad_images_are_refused_as_by_the_backbone():
+    deployed = small_backbone().eval().deploy()
+    with pytest.raises(ValueError, match='too small for stage'):
+        deployed(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(TypeError, match='must be floating point'):
+        deployed(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_another_norm_in_a_downsampling_is_refused():
+    backbone = small_backbone(out_features=['stage2']).eval()
+    downsampling = backbone.encoder.stages[1].downsampling_layer
+    downsampling[0] = torch.nn.BatchNorm2d(downsampling[0].weight.numel()).eval()
+    with pytest.raises(ValueError, match='a norm is now BatchNorm2d'):
+        backbone.deploy()

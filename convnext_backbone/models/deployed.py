@@ -13,6 +13,7 @@ from ..ops import map_norm, pick_kernels, wide
 from ..ops.block import split_rows
 from ..ops.grn import Response
 from ..ops.packed import PackedLinear
+from .base import check_images
 from .blocks import ConvNextLayer
 from .embeddings import ConvNextEmbeddings
 from .encoder import ConvNextStage
@@ -56,6 +57,9 @@ class DeployedBackbone(nn.Module):
             self.stem = _Patches(conv, None, dtype)  # type: ignore[arg-type]
             self.stem_norm = _Norm(embeddings.layernorm)
             self.stages = [_Stage(stage, dtype) for stage in stages]
+            self.stride = self.stem.side
+            for stage in self.stages:
+                self.stride *= stage.downsampling.side if stage.downsampling else 1
             names = ('stem', *(f'stage{i}' for i in range(1, len(self.stages) + 1)))
             self.norms = [
                 _Norm(norms[name]) if name in norms else None  # type: ignore[arg-type]
@@ -74,9 +78,12 @@ class DeployedBackbone(nn.Module):
             The feature maps, each ``(N, C, H, W)``, contiguous, in ``dtype``.
 
         Raises:
-            ValueError: If the images have another number of channels.
+            ValueError: If the images have another number of channels, do not have four dimensions
+                or are too small.
+            TypeError: If the images are not a floating-point tensor.
         """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+        check_images(pixel_values, self.stride, f'stage{len(self.stages)}')
+        if pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f'the images must be of shape (N, {self.num_channels}, H, W), '
                 f'got {tuple(pixel_values.shape)}'
@@ -132,9 +139,10 @@ class _Patches:
         bias = conv.bias.float()
         self.eps = None
         if norm is not None:
-            bias = bias + weight.sum((1, 2)) @ norm.bias.float()
-            weight = weight * norm.weight.float()
-            self.eps = norm.eps
+            affine = _Norm(norm)
+            bias = bias + weight.sum((1, 2)) @ affine.bias
+            weight = weight * affine.weight
+            self.eps = affine.eps
         self.linear = PackedLinear(weight.flatten(1), bias, dtype)
 
     def __call__(self, features: Tensor) -> Tensor:
