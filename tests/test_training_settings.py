@@ -164,4 +164,5 @@ def test_mixed_precision(kind, dtype, tolerance):
         mixed = train(model, data, wrapper=AmpOnCpu, dtype=getattr(torch, dtype))
         assert mixed == pytest.approx(losses, rel=tolerance)
         # On processors with bfloat16, V2's modules are at 0.17 and fused blocks at 0.07.
-        assert distance(exact, model, start) < tolerance * (1 if fused else 2)
+        is_far = (kind, dtype, fused) == ('v2', 'bfloat16', False)
+        assert distance(exact, model, start) < (0.2 if is_far else tolerance)
