@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 from .formats import NATIVE, NORMS_AND_HEAD, PARAMETERS, Format
@@ -106,10 +108,10 @@ def is_inside(name: str, source: Format) -> bool:
     return _inside(source).match(name) is not None
 
 
-def listed(names: list[str], limit: int = 5) -> str:
+def listed(names: Collection[object], limit: int = 5) -> str:
     """Returns the first few names and the number of the others, for messages."""
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more
+    return ', '.join(str(name) for name in islice(names, limit)) + more
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine import fileio
@@ -59,12 +59,6 @@ def is_outside(box: Sequence[float], width: int, height: int) -> bool:
     x, y, w, h = box
     low, right, bottom = -TOLERANCE, width + TOLERANCE, height + TOLERANCE
     return x < low or y < low or x + w > right or y + h > bottom
-
-
-def shortened(names: Sequence[str] | set[str] | Mapping[str, object]) -> str:
-    """A list of names as text, cut after the tenth."""
-    listed = [str(name) for name in names]
-    return ', '.join(listed[:10]) + (f' and {len(listed) - 10} more' if len(listed) > 10 else '')
 
 
 def _check_images(path: str | Path, images: list[dict]) -> None:

@@ -16,7 +16,8 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from .coco_file import is_outside, read_coco, shortened
+from ..checkpoint.names import listed
+from .coco_file import is_outside, read_coco
 from .model_checks import check_classes
 
 SPLITS = ('train', 'val', 'test')
@@ -61,8 +62,8 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
         first, others = next(iter(classes.items()))
         if names != others:
             raise ValueError(
-                f'the classes of {first} and {split} differ, {shortened(others)} and '
-                f'{shortened(names)}: set the same metainfo.classes in both'
+                f'the classes of {first} and {split} differ, {listed(others, 10)} and '
+                f'{listed(names, 10)}: set the same metainfo.classes in both'
             )
     if classes:
         check_classes(cfg.get('model') or {}, len(others))
@@ -146,14 +147,14 @@ def _check_classes(dataset: BaseDataset, categories: list[dict]) -> None:
     lacking = [name for name in classes if name not in names]
     if lacking:
         raise ValueError(
-            f'{path} has no category {shortened(lacking)}, it has {shortened(names)}: '
+            f'{path} has no category {listed(lacking, 10)}, it has {listed(names, 10)}: '
             'set metainfo.classes to its categories'
         )
     ordered = [name for name in names if name in classes]
     if ordered != list(classes):
         raise ValueError(
             f'metainfo.classes has another order than the categories of {path}, which decide the '
-            f'labels: set metainfo.classes to {shortened(ordered)}'
+            f'labels: set metainfo.classes to {listed(ordered, 10)}'
         )
 
 
@@ -188,14 +189,14 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
                 outside.append(entry)
     if not kept and not dataset.test_mode:
         raise ValueError(
-            f'{path} has {len(objects)} annotations, but none of the classes {shortened(classes)} '
+            f'{path} has {len(objects)} annotations, but none of the classes {listed(classes, 10)} '
             'on its images: training would learn nothing; check metainfo.classes and ann_file'
         )
     warnings = []
     if left_out:
         warnings.append(
             f'{path}: {sum(left_out.values())} of {len(objects)} annotations are left out, their '
-            f'categories are not in metainfo.classes: {shortened(left_out)}'
+            f'categories are not in metainfo.classes: {listed(left_out, 10)}'
         )
     kinds = (
         (unlisted, 'are left out, their images are not listed'),

@@ -10,9 +10,11 @@ from mmengine.config import Config
 import convnext_backbone.data  # noqa: F401
 from convnext_backbone import infer_arch
 from convnext_backbone.checkpoint.hf_config import read_config
+from convnext_backbone.extraction.preprocessing import NORMALIZATIONS
 
-# What most published models were trained with; Hugging Face's numbers are for pixels from 0 to 1.
-IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+# What most published models were trained with.
+MEAN, STD = NORMALIZATIONS['imagenet']
+IMAGENET = dict(image_mean=MEAN, image_std=STD)
 
 
 def read_model_folder(folder: Path) -> Config:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from own_data.foreign_formats import check_is_coco
 
-from convnext_backbone.engine.coco_file import is_outside, read_coco, shortened
+from convnext_backbone.checkpoint.names import listed
+from convnext_backbone.engine.coco_file import is_outside, read_coco
 
 # COCO's bounds of the area, in square pixels.
 SMALL, MEDIUM = 32**2, 96**2
@@ -127,7 +128,7 @@ def find_doubts(train: Split, val: Split) -> list[str]:
         absent = [name for name in split.classes if not split.instances[name]]
         use = 'nothing can learn it' if split is train else 'its AP cannot be measured'
         if absent:
-            doubts.append(f'{split.name}: no object of {shortened(absent)}: {use}')
+            doubts.append(f'{split.name}: no object of {listed(absent, 10)}: {use}')
         if split.unannotated:
             doubts.append(
                 f'{split.name}: {split.unannotated} images without annotation: are they empty, or '
@@ -148,7 +149,7 @@ def find_doubts(train: Split, val: Split) -> list[str]:
         )
     few = [name for name in train.classes if 0 < train.instances[name] < FEW]
     if few:
-        doubts.append(f'train: fewer than {FEW} objects of {shortened(few)}')
+        doubts.append(f'train: fewer than {FEW} objects of {listed(few, 10)}')
     if 2 * train.sizes['small'] > len(train.objects):
         doubts.append(
             'train: most objects are smaller than 32 x 32 pixels: larger images help '
@@ -178,8 +179,8 @@ def check_splits(train: Split, val: Split, with_masks: bool, box_heads: list[str
         only_train = [name for name in train.classes if name not in val.classes]
         only_val = [name for name in val.classes if name not in train.classes]
         difference = 'another order' if not (only_train or only_val) else ''
-        difference += f' only train has {shortened(only_train)};' if only_train else ''
-        difference += f' only val has {shortened(only_val)};' if only_val else ''
+        difference += f' only train has {listed(only_train, 10)};' if only_train else ''
+        difference += f' only val has {listed(only_val, 10)};' if only_val else ''
         raise ValueError(
             f'the categories of {train.file} and {val.file} differ: {difference.strip(" ;")}; '
             'their order decides the labels, so write the same list into both files'
