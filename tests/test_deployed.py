@@ -104,6 +104,11 @@ def test_bad_images_are_refused_as_by_the_backbone():
         deployed(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
+def test_dilated_stages_are_refused():
+    with pytest.raises(ValueError, match='cannot be deployed with output_stride'):
+        small_backbone(output_stride=8).eval().deploy()
+
+
 def test_another_norm_in_a_downsampling_is_refused():
     backbone = small_backbone(out_features=['stage2']).eval()
     downsampling = backbone.encoder.stages[1].downsampling_layer

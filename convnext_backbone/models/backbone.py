@@ -170,8 +170,9 @@ class ConvNextBackbone(ConvNextBase):
 
         Raises:
             ValueError: If the dtype is another one, if the backbone has another ``kernel_size``,
-                ``stem`` or ``norm`` than the default, or if a block has other modules than it was
-                built with or another activation than GELU.
+                ``stem`` or ``norm`` than the default or an ``output_stride`` that dilates stages,
+                or if a block has other modules than it was built with or another activation than
+                GELU.
         """
         if self.arch.variant != Variant():
             raise ValueError(

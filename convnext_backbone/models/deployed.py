@@ -132,7 +132,12 @@ class _Patches:
     """A convolution whose stride is its kernel size, after a norm without its own parameters."""
 
     def __init__(self, conv: nn.Conv2d, norm: ConvNextLayerNorm | None, dtype: torch.dtype) -> None:
-        if type(conv) is not nn.Conv2d or conv.stride != conv.kernel_size or conv.bias is None:
+        if type(conv) is nn.Conv2d and conv.stride != conv.kernel_size:
+            raise ValueError(
+                'the backbone cannot be deployed with output_stride: there are no functions for '
+                'inference alone of dilated stages'
+            )
+        if type(conv) is not nn.Conv2d or conv.bias is None:
             raise ValueError(f'the backbone cannot be deployed: a convolution is now {conv}')
         self.side = conv.kernel_size[0]
         weight = conv.weight.float().permute(0, 2, 3, 1)  # (out, side, side, in)
