@@ -25,7 +25,7 @@ PAPER = {'t': (28.6, 0.1), 's': (50, 0.4), 'b': (89, 0.5)}
 def folder(tmp_path_factory):
     """A folder with the generated shapes where the demo's config expects them."""
     folder = tmp_path_factory.mktemp('run')
-    args = ('--train', 320, '--val', 120, '--size', 64)
+    args = ('--train', 640, '--val', 120, '--size', 64)
     run_tool('dataset_converters/make_shapes_folder.py', 'data/shapes_folder', *args, cwd=folder)
     return folder
 
@@ -100,10 +100,9 @@ def accuracies(text):
 
 @pytest.fixture(scope='module')
 def trained(folder):
-    """Ten short epochs of the demo; the larger layer scale avoids a slow start."""
-    options = ['train_cfg.max_epochs=10', 'train_cfg.val_interval=3']
-    options += ['model.layer_scale_init_value=0.1', 'optim_wrapper.optimizer.lr=2e-3']
-    options += ['default_hooks.checkpoint.interval=10', 'param_scheduler.1.T_max=10']
+    """The demo with few small images; the larger layer scale avoids a slow start."""
+    options = ['train_cfg.val_interval=3', 'model.layer_scale_init_value=0.1']
+    options += ['train_dataloader.batch_size=8']
     output = run_tool('train.py', DEMO, '--work-dir', 'run', '--cfg-options', *options, cwd=folder)
     return folder, output
 
@@ -111,8 +110,7 @@ def trained(folder):
 def test_accuracy_rises(trained):
     _, output = trained
     # By chance, a third of the classes would be right; the standard error of 120 images is 4 %.
-    # Of the evaluations of a short training, some are low.
-    assert max(accuracies(output)) > 55
+    assert max(accuracies(output)) > 50
 
 
 def test_saved_weights_give_the_same_accuracy(trained):
@@ -163,7 +161,7 @@ def test_training_resumes_with_averaged_weights(folder):
     assert 'resumed epoch: 1' in output
     saved = load_whole(folder / 'averaged/epoch_2.pth')
     source = {k.removeprefix('module.'): v for k, v in saved['ema_state_dict'].items()}
-    assert source.pop('steps') == 4
+    assert source.pop('steps') == 8
     assert source.keys() == saved['state_dict'].keys()
     assert any(not torch.equal(source[k], v) for k, v in saved['state_dict'].items())
 

@@ -1,6 +1,6 @@
 # A ConvNeXt-atto that learns to classify generated shapes within minutes on two CPU cores.
 # The data comes from:
-# python tools/dataset_converters/make_shapes_folder.py data/shapes_folder --train 2000 --val 200
+# python tools/dataset_converters/make_shapes_folder.py data/shapes_folder --train 4000 --val 200
 custom_imports = dict(imports=['convnext_backbone.data'])
 
 classes = ('circle', 'square', 'triangle')
@@ -58,7 +58,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='ConvNextAccuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-max_epochs = 8
+max_epochs = 10
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

@@ -4,10 +4,10 @@ python tools/dataset_converters/make_shapes_dataset.py OUT --train 400 --val 40 
 
 Every image has one to three circles, squares and triangles on a noisy dark background. They do not
 overlap. They are upright, with a tilt of up to 10 degrees, and of random colours: only the form
-tells the class. OUT has COCO's layout: ``train/``,
-``val/`` and ``annotations/instances_{train,val}.json`` with boxes and polygons. For mmseg,
-``masks/{train,val}`` has one mask per image, with the same name: 0 is background, 1 to 3 are the
-classes. The same arguments give the same dataset.
+tells the class. OUT has COCO's layout: ``train/``, ``val/`` and
+``annotations/instances_{train,val}.json`` with boxes and polygons. For mmseg, ``masks/{train,val}``
+has one mask per image, with the same name: 0 is background, 1 to 3 are the classes. The same
+arguments give the same dataset.
 """
 
 from __future__ import annotations
@@ -73,21 +73,17 @@ def sample_shapes(rng: np.random.Generator, size: int, wanted: int) -> list[Shap
     return shapes
 
 
-def draw(
-    rng: np.random.Generator, shapes: list[Shape], size: int, hues: dict[str, tuple] | None = None
-) -> np.ndarray:
+def draw(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray:
     """Paints the shapes in BGR, ``(size, size, 3)`` uint8.
 
     Args:
         rng: Source of the colours and the noise.
         shapes: What to paint.
         size: Side of the image in pixels.
-        hues: Lowest and highest hue of each class, in turns. Default: None, all hues.
     """
     image = np.full((size, size, 3), rng.uniform(20, 70), np.float32)
     for shape in shapes:
-        hue = rng.uniform(*hues[shape.name]) if hues else rng.uniform()
-        rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.3, 0.7), rng.uniform(0.7, 1.0))
+        rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.3, 0.7), rng.uniform(0.7, 1.0))
         fill(image, shape, [255 * c for c in reversed(rgb)], cv2.LINE_AA)
     image += rng.normal(0, 12, image.shape)
     return image.clip(0, 255).astype(np.uint8)

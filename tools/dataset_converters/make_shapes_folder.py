@@ -1,9 +1,8 @@
-"""Writes an image folder of single coloured shapes for classification, learned in minutes.
+"""Writes an image folder of single shapes for classification, learned in minutes.
 
-python tools/dataset_converters/make_shapes_folder.py OUT --train 2000 --val 200 --size 128 --seed 0
+python tools/dataset_converters/make_shapes_folder.py OUT --train 4000 --val 200 --size 128 --seed 0
 
-The images are those of ``make_shapes_dataset.py`` with one shape per image, but here each class has
-its own range of hues: without boxes, forms alone take far longer to learn. The layout of OUT is
+The images are those of ``make_shapes_dataset.py`` with one shape per image. The layout of OUT is
 ``train/CLASS/*.png`` and ``val/CLASS/*.png``. The same arguments give the same dataset.
 """
 
@@ -16,9 +15,6 @@ import numpy as np
 from make_shapes_dataset import CLASSES, draw, main, sample_shapes, write_image
 from rich.progress import track
 
-# In turns, 25 degrees around red, green and blue.
-HUES = {name: ((120 * i - 25) / 360, (120 * i + 25) / 360) for i, name in enumerate(CLASSES)}
-
 
 def write_class_folders(
     out: Path, split: str, count: int, size: int, rng: np.random.Generator
@@ -29,7 +25,7 @@ def write_class_folders(
     for image_id in track(range(1, count + 1), description=f'{split}: {count} images'):
         (shape,) = sample_shapes(rng, size, wanted=1)
         path = out / split / shape.name / f'{image_id:06d}.png'
-        write_image(path, draw(rng, [shape], size, HUES))
+        write_image(path, draw(rng, [shape], size))
 
 
 if __name__ == '__main__':
