@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 # Triton reads this when kernels are defined: without a card, its interpreter runs them.
-os.environ.setdefault('TRITON_INTERPRET', '1')
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 import pytest
-import torch
 from mmengine.logging import MMLogger
 
 from convnext_backbone.ops import native

@@ -348,6 +348,20 @@ def test_values_that_are_not_finite_are_reported(value):
     assert 'with infinite or NaN values: encoder.stages.0.layers.0.layernorm.weight' in str(report)
 
 
+def test_own_names_with_values_that_are_not_finite_are_reported(capture_log):
+    state_dict = random_backbone().state_dict()
+    state_dict['embeddings.layernorm.weight'][0] = torch.nan
+    random_backbone().load_state_dict(state_dict)
+    assert 'infinite or NaN values: embeddings.layernorm.weight' in capture_log[-1]
+
+
+def test_values_beyond_the_dtype_of_the_model_are_reported():
+    state_dict = {name: t.double() for name, t in random_backbone().state_dict().items()}
+    state_dict['embeddings.layernorm.weight'][0] = 1e300
+    with pytest.raises(ValueError, match=r'infinite or NaN.*embeddings\.layernorm\.weight'):
+        load_checkpoint(random_backbone(), state_dict, strict=True)
+
+
 def test_a_head_of_two_layers_is_refused_by_classifiers():
     """timm's convnext_large_mlp has a hidden layer before its last one."""
     state_dict = timm(make_reference().state_dict())

@@ -104,6 +104,15 @@ def test_bad_images_are_refused_as_by_the_backbone():
         deployed(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize('settings', [dict(padding=2), dict(groups=2)])
+def test_another_convolution_in_the_stem_is_refused(settings):
+    model = small_backbone(num_channels=4).eval()
+    conv = model.embeddings.patch_embeddings
+    model.embeddings.patch_embeddings = nn.Conv2d(4, conv.out_channels, 4, 4, **settings)
+    with pytest.raises(ValueError, match='a convolution is now'):
+        model.deploy()
+
+
 def test_dilated_stages_are_refused():
     with pytest.raises(ValueError, match='cannot be deployed with output_stride'):
         small_backbone(output_stride=8).eval().deploy()

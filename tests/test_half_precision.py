@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from convnext_backbone import ConvNextBackbone, ConvNextGRN, ConvNextLayer
 from convnext_backbone.ops import block
 
-DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)]
 DIM, SHAPE = 24, (4, 24, 8, 8)
 
 # Three standard deviations: the smallest tensors have 24 numbers in each of 4 runs, so the root

@@ -140,11 +140,18 @@ def match(
             'load_checkpoint(model.convnext, ...) loads everything except the head'
         )
     report.matched = list(tensors)
-    report.non_finite = [
-        name for name, t in tensors.items() if not t.is_meta and not t.isfinite().all()
-    ]
+    report.non_finite = non_finite(tensors, target.tensors)
     report.reshaped = [name for name in found.reshaped if name in tensors]
     return tensors, report
+
+
+def non_finite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of tensors with infinite or NaN values, once in the dtypes of ``own``."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if not tensor.is_meta and not tensor.to(own[name].dtype).isfinite().all()
+    ]
 
 
 def can_be_copied(tensor: object, own: Tensor) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from .audit import Target, can_be_copied, match
+from .audit import Target, can_be_copied, match, non_finite
 from .containers import CheckpointError, unwrap
 from .formats import MAP_NORMS
 from .names import listed, parse_native
@@ -91,7 +94,7 @@ def adopt_state_dict(
     :meth:`LoadsAnyCheckpoint._load_from_state_dict` calls this if a state dict is loaded into the
     model or into a larger model around it. Unknown names stay: the caller's ``strict`` decides
     about them. Names that are ignored on purpose are removed. A state dict that already has the
-    model's own names and shapes is not changed, and nothing is logged.
+    model's own names and shapes is not changed, and nothing but infinite or NaN values is logged.
 
     Args:
         target: The model.
@@ -110,6 +113,12 @@ def adopt_state_dict(
     }
     own = {target.own_name(name): tensor for name, tensor in target.tensors.items()}
     if own.keys() == given.keys() and all(can_be_copied(given[name], own[name]) for name in own):
+        if log and (bad := non_finite(given, own)):
+            print_log(
+                f'{target.name}: a state dict has infinite or NaN values: {listed(bad)}',
+                logger='current',
+                level=logging.WARNING,
+            )
         return
     if not given:
         raise CheckpointError(

@@ -137,7 +137,7 @@ class _Patches:
                 'the backbone cannot be deployed with output_stride: there are no functions for '
                 'inference alone of dilated stages'
             )
-        if type(conv) is not nn.Conv2d or conv.bias is None:
+        if type(conv) is not nn.Conv2d or conv.bias is None or not _is_plain(conv):
             raise ValueError(f'the backbone cannot be deployed: a convolution is now {conv}')
         self.side = conv.kernel_size[0]
         weight = conv.weight.float().permute(0, 2, 3, 1)  # (out, side, side, in)
@@ -161,6 +161,10 @@ class _Patches:
         patches = features.reshape(batch, height, side, width, side, channels)
         rows = patches.transpose(2, 3).reshape(-1, side * side * channels)
         return self.linear(rows).view(batch, height, width, -1)
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return (conv.padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1)
 
 
 class _Stage:
