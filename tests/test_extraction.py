@@ -1,6 +1,7 @@
 """Features of real image files, in memory and on disk."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,16 @@ def test_the_tool_writes_resumes_and_reports(folder, checkpoint, run_tool):
     # Other settings would mix two kinds of features in one folder.
     code, _, errors = run_tool(*args[:3], '--format', 'safetensors', '--out', out)
     assert code == 2 and 'choose another folder' in errors
+    # The same file name, but other weights.
+    other = folder / 'small.pth'
+    shutil.copy(checkpoint, other)
+    state_dict = torch.load(other, weights_only=True)
+    state_dict['embeddings.layernorm.weight'] += 1
+    torch.save(state_dict, other)
+    code, _, errors = run_tool(*[other if arg == checkpoint else arg for arg in args])
+    assert code == 2 and 'weights' in errors and 'choose another folder' in errors
+    code, _, errors = run_tool(*args, '--device', 'nonsense')
+    assert code == 2 and '--device nonsense cannot be used' in errors
 
 
 def test_the_tool_writes_arrays(folder, checkpoint, run_tool):

@@ -182,6 +182,13 @@ def test_weights_and_architectures(folder):
         write_text('retinanet', 'tiny', 1, None, out, 'none.pth')
 
 
+def test_clip_weights_get_images_as_clip_normalises_them(folder):
+    out = folder / 'out.py'
+    text = write_text('retinanet', 'large', 1, None, out, 'hf://laion/CLIP-convnext_large_d_320')
+    assert 'data_preprocessor=dict(mean=[122.771, 116.746, 104.094], std=[68.501,' in text
+    assert 'data_preprocessor' not in write_text('retinanet', 'large', 1, None, out)
+
+
 def test_what_the_data_hold_is_printed_and_drawn(folder):
     def change(content):
         content['categories'].append(dict(id=9, name='star'))

@@ -10,11 +10,13 @@ cannot be read are reported and skipped, and the exit status is then 1.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import check_environment  # noqa: F401
+import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -68,8 +70,12 @@ def build(args: argparse.Namespace) -> FeatureExtractor:
 def settings_of(args: argparse.Namespace, extractor: FeatureExtractor) -> dict:
     """Returns what determines the features."""
     preprocessing = extractor.preprocessing._asdict()
+    weights = hashlib.sha256()
+    for tensor in extractor.model.state_dict().values():
+        weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return dict(
-        checkpoint=str(args.checkpoint),
+        weights=weights.hexdigest(),
+        device=extractor.device.type,
         config=args.config,
         strides=extractor.strides,
         preprocessing=preprocessing,
@@ -165,6 +171,10 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error('--format memmap needs one size for all images, such as --size 800 800')
     if args.visualize and args.pool:
         parser.error('--visualize draws maps, and --pool gives none')
+    try:
+        torch.zeros(1, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        parser.error(f'--device {args.device} cannot be used: {error}'.partition('\n')[0])
     if args.batch_size < 1 or args.workers < 0:
         parser.error('--batch-size must be at least 1 and --workers at least 0')
 

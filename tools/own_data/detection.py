@@ -16,6 +16,7 @@ from own_data.recipes import (
     checkpoint_settings,
     choose_weights,
     map_channels,
+    normalization_settings,
     training_settings,
 )
 
@@ -102,7 +103,8 @@ def write_detection_config(
     weights = choose_weights(arch, weights, base)
     batch = batch or base.train_dataloader.batch_size
     reader = next(key for key in READERS if key in base.model)
-    model = dict(backbone=backbone_settings(arch, weights), **class_settings(base))
+    model = normalization_settings(weights)
+    model |= dict(backbone=backbone_settings(arch, weights), **class_settings(base))
     channels = map_channels(arch, base)
     model[reader] = dict(in_channels=channels, **model.get(reader, {}))
     norm = base.model[reader].get('norm_cfg') or {}

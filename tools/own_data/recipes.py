@@ -11,6 +11,7 @@ from own_data.config_text import Code, Setting
 
 from convnext_backbone import infer_arch, list_pretrained
 from convnext_backbone.arch import ARCHS, Variant, resolve_arch
+from convnext_backbone.extraction.preprocessing import NORMALIZATIONS, normalization_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
@@ -106,6 +107,15 @@ def backbone_settings(arch: str, weights: str | None) -> dict:
     if weights:
         settings['init_cfg'] = dict(type='Pretrained', checkpoint=Code('checkpoint'))
     return settings
+
+
+def normalization_settings(weights: str | None) -> dict:
+    """The normalisation of images, if the weights were trained with another than ImageNet's."""
+    kind = normalization_of(weights or '', prefix='')
+    if kind == 'imagenet':
+        return {}
+    mean, std = ([round(255 * value, 3) for value in values] for values in NORMALIZATIONS[kind])
+    return dict(data_preprocessor=dict(mean=mean, std=std))
 
 
 def map_channels(arch: str, base: Config) -> list[int]:

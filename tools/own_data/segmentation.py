@@ -14,6 +14,7 @@ from own_data.recipes import (
     checkpoint_settings,
     choose_weights,
     map_channels,
+    normalization_settings,
     training_settings,
 )
 from own_data.segmentation_data import MaskSplit, count_classes
@@ -100,7 +101,7 @@ def write_segmentation_config(
 def head_settings(arch: str, weights: str | None, base: Config) -> dict:
     """The settings of backbone, neck and heads that depend on classes and architecture."""
     channels = map_channels(arch, base)
-    model = dict(backbone=backbone_settings(arch, weights))
+    model = normalization_settings(weights) | dict(backbone=backbone_settings(arch, weights))
     heads = [key for key in ('decode_head', 'auxiliary_head') if base.model.get(key)]
     for key in heads:
         model[key] = dict(num_classes=Code('len(classes)'))
