@@ -95,6 +95,28 @@ def test_generated_data_have_no_fault(path, folder):
         ),
         (DETECTION, first('images', width=None), ValueError, 'an image without width'),
         (DETECTION, first('images', id=2), ValueError, 'uses an image id twice'),
+        (DETECTION, first('images', height=0), ValueError, 'without a file name or a size'),
+        (DETECTION, first('images', file_name=''), ValueError, 'without a file name or a size'),
+        (DETECTION, first('annotations', id=2), ValueError, 'without an id of their own'),
+        (DETECTION, first('annotations', id=None), ValueError, 'without an id of their own'),
+        (
+            DETECTION,
+            first('annotations', segmentation=[[1, 2, 3]]),
+            ValueError,
+            'the segmentation of annotation 1 must be',
+        ),
+        (
+            DETECTION,
+            first('annotations', segmentation=dict(size=[2, 2])),
+            ValueError,
+            'the segmentation of annotation 1 must be',
+        ),
+        (
+            DETECTION,
+            edit(lambda c: c['categories'].append(dict(id=9, name='circle'))),
+            ValueError,
+            "several categories 'circle': merge or rename",
+        ),
         (
             DETECTION,
             first('images', file_name='absent.png'),

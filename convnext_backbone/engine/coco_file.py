@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def read_coco(path: str | Path, backend_args: dict | None = None) -> dict:
     nameless = [entry for entry in found['categories'] if not {'id', 'name'} <= entry.keys()]
     if nameless:
         raise ValueError(f'{path} has a category without id or name: {nameless[0]}')
+    names = Counter(entry['name'] for entry in found['categories'])
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f'{path} has several categories {twice[0]!r}: merge or rename them')
     # Those of panoptic files have no boxes of their own.
     if not any('segments_info' in entry for entry in found['annotations']):
         _check_objects(path, found['annotations'])
@@ -68,11 +72,17 @@ def _check_images(path: str | Path, images: list[dict]) -> None:
         lacking = [key for key in IMAGE_KEYS if key not in image]
         if lacking:
             raise ValueError(f'{path} has an image without {", ".join(lacking)}: {image}')
+        sides = image['width'], image['height']
+        if not image['file_name'] or not all(_is_number(side) and side > 0 for side in sides):
+            raise ValueError(f'{path} has an image without a file name or a size: {image}')
     if len({image['id'] for image in images}) < len(images):
         raise ValueError(f'{path} uses an image id twice: each image needs its own')
 
 
 def _check_objects(path: str | Path, objects: list[dict]) -> None:
+    ids = {entry.get('id') for entry in objects}
+    if len(ids) < len(objects) or None in ids:
+        raise ValueError(f'{path} has annotations without an id of their own: number them')
     for entry in objects:
         if entry.get('ignore'):
             continue
@@ -84,8 +94,26 @@ def _check_objects(path: str | Path, objects: list[dict]) -> None:
                 f'{path}: the bbox of annotation {entry.get("id")} must be [x, y, width, height], '
                 f'got {entry["bbox"]}'
             )
+        if not _is_mask(entry.get('segmentation')):
+            raise ValueError(
+                f'{path}: the segmentation of annotation {entry["id"]} must be a list of polygons '
+                f'[x1, y1, x2, y2, ...] or a dict with size and counts, got {entry["segmentation"]}'
+            )
 
 
 def _is_box(box: object) -> bool:
-    numbers = [v for v in box if isinstance(v, (int, float))] if isinstance(box, list) else []
-    return len(numbers) == 4 and all(map(math.isfinite, numbers))
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+
+
+def _is_mask(mask: object) -> bool:
+    if isinstance(mask, dict):
+        return {'size', 'counts'} <= mask.keys()
+    return not mask or (isinstance(mask, list) and all(map(_is_polygon, mask)))
+
+
+def _is_polygon(polygon: object) -> bool:
+    return isinstance(polygon, list) and len(polygon) % 2 == 0 and all(map(_is_number, polygon))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
