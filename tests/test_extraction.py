@@ -193,6 +193,8 @@ def test_the_tool_writes_resumes_and_reports(folder, checkpoint, run_tool):
     assert content['strides'].tolist() == [8, 32]
     assert content['original_size'].tolist() == [60, 40]
     assert content['input_size'].tolist() == [96, 64]
+    assert content['mean'].tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert content['std'].tolist() == pytest.approx([0.229, 0.224, 0.225])
     with Image.open(out / 'pictures' / 'a.jpg.png') as picture:
         assert min(picture.size) > 300
     settings = json.loads((out / 'extraction.json').read_text())

@@ -191,7 +191,7 @@ def main() -> None:
         if args.format == 'memmap':
             store: Store = MemmapStore(args.out, list(images))
         else:
-            store = FileStore(args.out, args.format)
+            store = FileStore(args.out, args.format, extractor.preprocessing)
     kind = extractor.preprocessing
     print(f'{len(images)} images, {kind.name} normalisation (mean {kind.mean}, std {kind.std})')
     print('maps:', ', '.join(f'{name} (stride {s})' for name, s in extractor.strides.items()))

@@ -14,7 +14,7 @@ from .formats import MAP_NORMS, NATIVE
 from .hf_config import check_config
 from .infer import read_arch
 from .names import Name, listed, parse_name, parse_native
-from .report import LoadReport
+from .report import LoadReport, non_finite
 from .stems import adapt_stem, can_be_adapted
 from .translate import Translation, translate
 from .variants import UNCLEAR_NORM, foreign_parts
@@ -143,15 +143,6 @@ def match(
     report.non_finite = non_finite(tensors, target.tensors)
     report.reshaped = [name for name in found.reshaped if name in tensors]
     return tensors, report
-
-
-def non_finite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Returns the names of tensors with infinite or NaN values, once in the dtypes of ``own``."""
-    return [
-        name
-        for name, tensor in tensors.items()
-        if not tensor.is_meta and not tensor.to(own[name].dtype).isfinite().all()
-    ]
 
 
 def can_be_copied(tensor: object, own: Tensor) -> bool:

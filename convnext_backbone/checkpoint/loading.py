@@ -9,11 +9,11 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from .audit import Target, can_be_copied, match, non_finite
+from .audit import Target, can_be_copied, match
 from .containers import CheckpointError, unwrap
 from .formats import MAP_NORMS
 from .names import listed, parse_native
-from .report import LoadReport
+from .report import LoadReport, non_finite
 from .sources import Source, read_checkpoint
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmengine.logging import print_log
+from torch import Tensor
 
 from .formats import FORMATS
 from .names import listed
@@ -89,3 +91,12 @@ class LoadReport:
         is_suspicious = self.unexpected or self.non_finite or self.unclear
         level = logging.WARNING if is_suspicious else logging.INFO
         print_log(str(self), logger='current', level=level)
+
+
+def non_finite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of tensors with infinite or NaN values, once in the dtypes of ``own``."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if not tensor.is_meta and not tensor.to(own[name].dtype).isfinite().all()
+    ]

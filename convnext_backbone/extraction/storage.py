@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 
 from ..command_line import whole_file
 from .extractor import ImageFeatures
+from .preprocessing import Preprocessing
 
 SETTINGS = 'extraction.json'
 
@@ -69,15 +70,17 @@ class FileStore:
     """One file per image, ``NAME.npz``, ``NAME.safetensors`` or ``NAME.pt``.
 
     A file holds the maps by name and, as arrays of integers, ``strides`` (one per map, in the order
-    of the names), ``original_size`` and ``input_size`` (height and width).
+    of the names), ``original_size`` and ``input_size`` (height and width). ``mean`` and ``std`` are
+    those that the image was normalised with, for RGB values from 0 to 1.
 
     Args:
         folder: The folder.
         suffix: ``'npz'``, ``'safetensors'`` or ``'pt'``.
+        preprocessing: How the images are prepared.
     """
 
-    def __init__(self, folder: Path, suffix: str) -> None:
-        self.folder, self.suffix = folder, suffix
+    def __init__(self, folder: Path, suffix: str, preprocessing: Preprocessing) -> None:
+        self.folder, self.suffix, self.preprocessing = folder, suffix, preprocessing
 
     def path(self, name: str) -> Path:
         """Returns the file of an image."""
@@ -92,6 +95,8 @@ class FileStore:
             ('strides', list(features.strides.values())),
             ('original_size', features.original_size),
             ('input_size', features.input_size),
+            ('mean', self.preprocessing.mean),
+            ('std', self.preprocessing.std),
         ):
             content[key] = torch.tensor(numbers)
         with whole_file(self.path(name)) as part:
