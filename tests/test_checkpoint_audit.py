@@ -351,8 +351,36 @@ def test_values_that_are_not_finite_are_reported(value):
 def test_own_names_with_values_that_are_not_finite_are_reported(capture_log):
     state_dict = random_backbone().state_dict()
     state_dict['embeddings.layernorm.weight'][0] = torch.nan
-    random_backbone().load_state_dict(state_dict)
+    model = random_backbone()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r'infinite or NaN values: embeddings\.layernorm\.weight'):
+        model.load_state_dict(state_dict)
+    assert same_tensors(before, model.state_dict())
+    model.load_state_dict(state_dict, strict=False)
     assert 'infinite or NaN values: embeddings.layernorm.weight' in capture_log[-1]
+
+
+@pytest.mark.parametrize('write', [dict, meta], ids=['own names', 'other names'])
+def test_strict_loading_refuses_before_it_copies(write):
+    weights = write(randomize(small_backbone(), seed=1).state_dict())
+    model = random_backbone()
+    before = snapshot(model)
+    odd = dict(weights, extra=noise(1))
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\): extra'):
+        model.load_state_dict(odd, strict=True)
+    assert same_tensors(before, model.state_dict())
+    assert model.load_state_dict(odd, strict=False).unexpected_keys == ['extra']
+    assert not same_tensors(before, model.state_dict())
+
+
+def test_strict_loading_refuses_a_missing_map_norm_before_it_copies():
+    weights = randomize(small_backbone(), seed=1).state_dict()
+    lacking = {k: v for k, v in weights.items() if 'norms.stage2' not in k}
+    model = random_backbone()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\): hidden_states_norms\.stage2'):
+        model.load_state_dict(lacking, strict=True)
+    assert same_tensors(before, model.state_dict())
 
 
 def test_values_beyond_the_dtype_of_the_model_are_reported():
@@ -360,6 +388,35 @@ def test_values_beyond_the_dtype_of_the_model_are_reported():
     state_dict['embeddings.layernorm.weight'][0] = 1e300
     with pytest.raises(ValueError, match=r'infinite or NaN.*embeddings\.layernorm\.weight'):
         load_checkpoint(random_backbone(), state_dict, strict=True)
+
+
+def test_weights_of_adapters_are_no_damage():
+    state_dict = timm(make_reference().state_dict())
+    for name in [name for name in state_dict if name.endswith('fc1.weight')]:
+        state_dict[name.replace('fc1', 'fc1.base_layer')] = state_dict.pop(name)
+        state_dict[name.replace('fc1', 'fc1.lora_A.default')] = noise(2, 8)
+    message = r'merge adapters.*Unexpected key\(s\): .*fc1\.(base_layer|lora_A)'
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(small_backbone(), state_dict)
+
+
+def test_weight_normalisation_is_named():
+    state_dict = timm(make_reference().state_dict())
+    for name in [name for name in state_dict if name.endswith('conv_dw.weight')]:
+        state_dict[f'{name}_v'] = state_dict.pop(name)
+    with pytest.raises(ValueError, match=r'no ConvNeXt.* weight normalisation into the weights'):
+        load_checkpoint(small_backbone(), state_dict)
+
+
+def test_a_classifier_that_normalises_before_pooling_is_named():
+    """timm's head_norm_first."""
+    state_dict = timm(make_reference().state_dict())
+    state_dict |= {f'norm_pre.{leaf}': noise(32) for leaf in LEAVES}
+    state_dict |= {'head.fc.weight': noise(5, 32), 'head.fc.bias': noise(5)}
+    state_dict = {k: v for k, v in state_dict.items() if not k.startswith('head.norm')}
+    with pytest.raises(ValueError, match='normalises before pooling'):
+        load_checkpoint(ConvNextForImageClassification(SMALL, num_labels=5), state_dict)
+    load_checkpoint(small_backbone(), state_dict)
 
 
 def test_a_head_of_two_layers_is_refused_by_classifiers():
@@ -438,6 +495,38 @@ def test_another_patch_size_is_named():
     weights = small_backbone(patch_size=2).state_dict()
     with pytest.raises(ValueError, match='build the model with patch_size=2 to fit the file'):
         load_checkpoint(small_backbone(), weights)
+
+
+@pytest.mark.parametrize(
+    'container, put',
+    [
+        (torch.nn.ModuleDict, lambda box, backbone: box.update({'backbone': backbone})),
+        (torch.nn.ModuleList, lambda box, backbone: box.append(backbone)),
+        (torch.nn.Sequential, lambda box, backbone: box.append(backbone)),
+        (torch.nn.Module, lambda box, backbone: box.add_module('backbone', backbone)),
+        (
+            lambda: torch.nn.ModuleDict(dict(inner=torch.nn.ModuleDict())),
+            lambda box, backbone: box['inner'].update({'backbone': backbone}),
+        ),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Identity()).insert(0, small_backbone()),
+            lambda box, backbone: None,
+        ),
+    ],
+    ids=['dict', 'list', 'sequential', 'module', 'nested', 'inserted'],
+)
+def test_a_model_in_a_container_refuses_before_the_head_is_loaded(container, put):
+    model = torch.nn.Module()
+    model.head = torch.nn.Linear(3, 3)
+    model.parts = container()
+    put(model.parts, small_backbone())
+    before = snapshot(model)
+    weights = {name: torch.zeros_like(t) for name, t in before.items()}
+    lost = next(name for name in weights if name.endswith('dwconv.bias'))
+    del weights[lost]
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\): .*dwconv\.bias'):
+        model.load_state_dict(weights, strict=False)
+    assert same_tensors(before, model.state_dict())
 
 
 def test_a_larger_model_without_the_backbones_tensors_keeps_its_head():

@@ -1,10 +1,15 @@
 """Checkpoints written by transformers and mmengine, loaded through every entry point."""
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -342,6 +347,56 @@ def test_http_addresses_load_through_torchs_cache(tmp_path, monkeypatch):
     assert list((tmp_path / 'home/hub/checkpoints').glob('*-meta.pth'))
     load_checkpoint(randomize(model), f'{site}/meta.pth')
     assert_same_states(model, reference)
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """Answers as the hub of Hugging Face does."""
+
+    def translate_path(self, path):
+        return f'{self.directory}/{path.rpartition("/resolve/main/")[2]}'
+
+    def end_headers(self):
+        self.send_header('X-Repo-Commit', 40 * '0')
+        self.send_header('ETag', f'"{Path(self.translate_path(self.path)).name}"')
+        super().end_headers()
+
+    def send_error(self, code, *args):
+        self.send_response(code)
+        self.send_header('X-Error-Code', 'EntryNotFound')
+        self.send_header('Content-Length', '0')
+        self.end_headers()
+
+
+@pytest.mark.parametrize('has_config', [True, False])
+def test_the_config_beside_a_file_of_the_hub_is_read(tmp_path, has_config):
+    make_reference().save_pretrained(tmp_path / 'site')
+    path = tmp_path / 'site' / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(hidden_act='relu')))
+    if not has_config:
+        path.unlink()
+    handler = partial(Hub, directory=str(tmp_path / 'site'))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    script = (
+        'from convnext_backbone import infer_arch\n'
+        'print(infer_arch("hf://someone/convnext/model.safetensors"))'
+    )
+    # huggingface_hub reads its address when it is imported.
+    settings = dict(
+        HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HOME=str(tmp_path), no_proxy='*'
+    )
+    try:
+        output = subprocess.run(
+            [sys.executable, '-c', script],
+            env={**os.environ, **settings},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "'arch'" in output and ("'hidden_act': 'relu'" in output) == has_config
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ from checkpoint_files import (
     write,
 )
 from helpers import SMALL, randomize, same_tensors, small_backbone
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, TensorDataset
 
 from convnext_backbone import ConvNextModel, infer_arch, load_checkpoint
 
@@ -137,6 +141,10 @@ def test_the_teacher_is_preferred_to_the_student():
         ('state_dict_ema', 'state_dict'),
         ('ema', 'net'),
         ('teacher', 'student'),
+        ('ema_model', 'model'),
+        ('model_ema_state_dict', 'model_state_dict'),
+        ('params_ema', 'params'),
+        ('teacher_state_dict', 'student_state_dict'),
     ],
 )
 @pytest.mark.parametrize('is_flat', [False, True])
@@ -157,6 +165,37 @@ def test_averaged_weights_are_loaded_unless_others_are_wanted(averaged, other, i
     model.init_weights()
     assert_same_features(model, references[other])
     assert infer_arch(content, use_ema=False)['arch'] == SMALL
+
+
+class Sums(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.backbone = small_backbone()
+
+    def forward(self, images, mode):
+        return dict(loss=sum(maps.abs().mean() for maps in self.backbone(images)))
+
+
+def test_mmengine_swaps_the_averaged_weights_with_the_others(tmp_path):
+    runner = Runner(
+        Sums(),
+        work_dir=str(tmp_path),
+        train_dataloader=DataLoader(TensorDataset(torch.randn(4, 3, 64, 64))),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=10.0)),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        custom_hooks=[dict(type='EMAHook', momentum=0.5)],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook')),
+    )
+    runner.train()
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    trained, averaged = (
+        model.backbone.state_dict() for model in (hook.src_model, hook.ema_model.module)
+    )
+    assert not same_tensors(trained, averaged)
+    for use_ema, expected in ((True, averaged), (False, trained)):
+        model = small_backbone()
+        load_checkpoint(model, tmp_path / 'epoch_1.pth', use_ema=use_ema)
+        assert same_tensors(model.state_dict(), expected)
 
 
 @pytest.mark.parametrize('is_flat', [False, True])
@@ -205,7 +244,7 @@ def test_a_small_part_of_another_model_is_ignored():
     'key',
     [
         *('state_dict', 'model', 'model_state', 'model_ema', 'teacher', 'module'),
-        *('net', 'ema', 'network', 'weights'),
+        *('net', 'ema', 'network', 'weights', 'params', 'student_state_dict'),
     ],
 )
 def test_containers_are_opened(key):

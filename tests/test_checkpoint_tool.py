@@ -1,5 +1,7 @@
 """The command line that shows and converts checkpoints."""
 
+import json
+
 import pytest
 import torch
 from checkpoint_files import make_reference, meta, meta_detector, mmpretrain, timm, torchvision
@@ -41,6 +43,15 @@ def test_convert_writes_by_the_suffix(tmp_path, out):
     assert '(mmpretrain) written to' in output
     load = load_file if out.endswith('safetensors') else lambda p: torch.load(p, weights_only=True)
     assert same_tensors(load(tmp_path / out), timm(hf))
+
+
+def test_what_only_the_config_says_is_printed(tmp_path):
+    make_reference().save_pretrained(tmp_path / 'folder')
+    path = tmp_path / 'folder' / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(hidden_act='relu')))
+    assert "hidden_act='relu'" in run_tool(TOOL, 'inspect', 'folder', cwd=tmp_path)
+    output = run_tool(TOOL, 'convert', 'folder', 'out.pth', '--to', 'meta', cwd=tmp_path)
+    assert "Build the model with hidden_act='relu'" in output
 
 
 def test_convert_overwrites_only_with_force(tmp_path):

@@ -115,6 +115,13 @@ def test_an_activation_that_no_model_has_is_no_advice(tmp_path):
     assert_refused(small_backbone(), tmp_path, "has no activation 'mish', so it cannot run")
 
 
+def test_patches_that_are_not_square_are_no_advice(tmp_path):
+    save(tmp_path)
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(patch_size=[4, 8])))
+    assert_refused(small_backbone(), tmp_path, r'square patches, not \[4, 8\]')
+
+
 def test_every_activation_has_a_name_in_the_config():
     assert set(ACTIVATION_NAMES.values()) == set(ACTIVATIONS)
 

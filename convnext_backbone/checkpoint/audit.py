@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from ..arch import Arch
 from .containers import Checkpoint, CheckpointError
-from .formats import MAP_NORMS, NATIVE
+from .explain import explain
+from .formats import MAP_NORMS
 from .hf_config import check_config
-from .infer import read_arch
-from .names import Name, listed, parse_name, parse_native
+from .names import Name, listed, parse_native
 from .report import LoadReport, non_finite
 from .stems import adapt_stem, can_be_adapted
+from .target import Target
 from .translate import Translation, translate
-from .variants import UNCLEAR_NORM, foreign_parts
 
 # Parts that are ignored if the model does not have them, and the reason.
 _LEFT_OUT = {
@@ -26,37 +23,6 @@ _LEFT_OUT = {
     'final_norm': 'final norm',
     'head': 'head',
 }
-
-
-_STEM = Name('stem_conv', 'weight').native
-
-
-@dataclass
-class Target:
-    """The description of a model for the loading of checkpoints.
-
-    Attributes:
-        name: The class of the model.
-        arch: The architecture.
-        tensors: The state dict, by native name.
-        adapt_stem: Whether the stem's weight may be adapted to another number of image channels or
-            to smaller patches.
-        key_prefix: Key prefix of native names in the model's own state dict, except for the head.
-        settings: What the tensors do not tell about the model, by constructor argument.
-    """
-
-    name: str
-    arch: Arch
-    tensors: dict[str, Tensor]
-    adapt_stem: bool = False
-    key_prefix: str = ''
-    settings: dict = field(default_factory=dict)
-
-    def own_name(self, native: str) -> str:
-        """Returns the model's own name of a tensor."""
-        name = parse_name(native, NATIVE)
-        is_head = name is not None and name.part == 'head'
-        return native if is_head else self.key_prefix + native
 
 
 def match(
@@ -124,7 +90,7 @@ def match(
         is_fresh = name.part in MAP_NORMS and name.module not in loaded_modules
         (report.missing if is_fresh else lost).append(native)
     if lost or surplus or misfits:
-        raise CheckpointError(_explain(target, checkpoint, found, lost, surplus, misfits))
+        raise CheckpointError(explain(target, checkpoint.source, found, lost, surplus, misfits))
     if found.additional:
         raise CheckpointError(
             f'{checkpoint.source} was not loaded, {target.name} keeps its weights: it has unknown '
@@ -201,86 +167,6 @@ def _reason_to_leave_out(name: Name, own_modules: set[Name], arch: Arch) -> str 
     if name.stage is not None and num_built <= name.stage < len(arch.depths):
         return 'deeper stages'
     return None
-
-
-def _explain(
-    target: Target,
-    checkpoint: Checkpoint,
-    found: Translation,
-    lost: list[str],
-    surplus: list[str],
-    misfits: dict[str, str],
-) -> str:
-    """Describes which tensors do not fit the model, and which model would fit the file."""
-    theirs = read_arch(found.tensors, target.arch.variant.norm)
-    parts = {parse_native(native).part for native in [*lost, *surplus, *misfits]}
-    if parts == {'head'}:
-        head = found.tensors.get(Name('head', 'weight').native)
-        has = 'no head' if head is None else f'a head for num_labels={len(head)}'
-        verdict = (
-            f'this file fits except for the head: it has {has}; '
-            'load_checkpoint(model.convnext, ...) loads everything except the head'
-        )
-    elif parts == {'final_norm', 'head'} == parts - {parse_native(n).part for n in found.tensors}:
-        verdict = f'this file is a {theirs} without the final norm and the head of a classifier'
-        others = [name for name in found.ignored if not name.startswith(found.prefix)]
-        if others:
-            modules = dict.fromkeys(name.partition('.')[0] for name in others)
-            verdict += (
-                f': it is {found.prefix!r} in a larger model, such as a detector, that also has '
-                f'{", ".join(modules)}'
-            )
-    elif foreign := foreign_parts(found.tensors):
-        verdict = f'no model of convnext_backbone is like this file: {"; ".join(foreign)}'
-    elif not all(theirs.depths + theirs.hidden_sizes):
-        absent = [i + 1 for i, depth in enumerate(theirs.depths) if not depth]
-        lacks = (
-            f'it has no blocks of stage {", ".join(map(str, absent))}'
-            if absent
-            else f'its blocks lack the tensors that tell their width, {theirs.hidden_sizes}'
-        )
-        verdict = f'this file is damaged: {lacks}'
-    elif theirs == target.arch and _differ_in_patches(found.tensors, target.tensors, misfits):
-        sides = [tensors[_STEM].shape[-1] for tensors in (found.tensors, target.tensors)]
-        verdict = (
-            f'this file has patch_size={sides[0]}, the model patch_size={sides[1]}; build the '
-            f'model with patch_size={sides[0]} to fit the file'
-        )
-    elif theirs == target.arch:
-        verdict = f'this file and the model are both a {theirs}, but the file is damaged'
-    else:
-        # Also the defaults that the model was not built with.
-        wanted = {key: getattr(theirs.variant, key) for key in target.arch.variant.arguments}
-        wanted |= theirs.arguments
-        arguments = ', '.join(f'{name}={value!r}' for name, value in wanted.items())
-        verdict = (
-            f'this file is a {theirs}, the model is a {target.arch}; '
-            f'build the model with {arguments} to fit the file'
-        )
-        if theirs.variant.norm == UNCLEAR_NORM:
-            verdict += (
-                ". The tensors do not tell which of the two norms: timm's zepto_rms has "
-                'simplenorm, its atto_rms has rmsnorm'
-            )
-    problems = {
-        'Missing key(s)': lost,
-        'Unexpected key(s)': surplus,
-        'size mismatch (in the file, in the model)': [f'{n} ({m})' for n, m in misfits.items()],
-    }
-    details = [f'{what}: {listed(names)}' for what, names in problems.items() if names]
-    return (
-        f'{checkpoint.source} was not loaded, {target.name} keeps its weights: {verdict}. '
-        f'{". ".join(details)}'
-    )
-
-
-def _differ_in_patches(
-    theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], misfits: Mapping[str, str]
-) -> bool:
-    """Whether the stem's weight is all that does not fit, because of the side of its kernel."""
-    if misfits.keys() != {_STEM} or theirs[_STEM].ndim != 4:
-        return False
-    return theirs[_STEM].shape[:2] == own[_STEM].shape[:2]
 
 
 def _layout(tensor: Tensor) -> str:

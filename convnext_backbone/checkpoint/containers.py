@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .formats import AVERAGED_CONTAINERS, OTHER_CONTAINERS
+from .formats import AVERAGED_WORDS, CONTAINERS
+from .names import words_of
 
 
 class CheckpointError(ValueError, RuntimeError):
@@ -55,16 +56,12 @@ def unwrap(
             f'{source} holds a {type(content).__name__}, not a state dict: '
             'save model.state_dict(), directly or under a key such as state_dict or model'
         )
-    order = AVERAGED_CONTAINERS, OTHER_CONTAINERS
-    names = [name for group in (order if use_ema else order[::-1]) for name in group]
-    keys = [
-        name
-        for name in names
-        if isinstance(content.get(name), Mapping) and _holds_tensors(content[name])
-    ]
+    averaged, others = _containers(content)
+    order = [*averaged, *others] if use_ema else [*others, *averaged]
+    keys = [k for k in order if isinstance(content[k], Mapping) and _holds_tensors(content[k])]
     if keys:
-        others = f' (other keys: {", ".join(keys[1:])})' if len(keys) > 1 else ''
-        inside = f'{container}, key {keys[0]!r}{others}'
+        rest = f' (other keys: {", ".join(keys[1:])})' if len(keys) > 1 else ''
+        inside = f'{container}, key {keys[0]!r}{rest}'
         return unwrap(content[keys[0]], source, inside, use_ema)
     tensors = {
         name: tensor.detach()
@@ -75,9 +72,22 @@ def unwrap(
         found = f'only {", ".join(map(repr, list(content)[:5]))}' if content else 'it is empty'
         raise CheckpointError(
             f'{source} ({container}) holds no tensors, {found}: a state dict must be '
-            f'at the top level or under one of the keys {", ".join(sorted(names))}'
+            f'at the top level or under one of the keys {", ".join(sorted(CONTAINERS))}, or one '
+            f'with the word {" or ".join(AVERAGED_WORDS)}'
         )
     return Checkpoint(tensors, source, container, use_ema)
+
+
+def _containers(content: Mapping) -> tuple[list[str], list[str]]:
+    """Returns the keys that may hold averaged weights, and those that may hold others."""
+    ema = content.get('ema_state_dict')
+    # mmengine's EMAHook saves the averages as state_dict, and the trained weights in the place of
+    # the averaged model, which also counts its steps.
+    if isinstance(ema, Mapping) and 'steps' in ema and 'state_dict' in content:
+        return ['state_dict'], ['ema_state_dict']
+    keys = [key for key in content if isinstance(key, str)]
+    averaged = [key for word in AVERAGED_WORDS for key in keys if word in words_of(key)]
+    return list(dict.fromkeys(averaged)), [key for key in CONTAINERS if key in content]
 
 
 def _holds_tensors(content: object) -> bool:

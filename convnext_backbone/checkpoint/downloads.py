@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, is_main_process
+from mmengine.logging import print_log
+
+from .hf_config import WEIGHT_FILES
 
 _HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?')
 
@@ -64,7 +68,10 @@ def fetch_from_hub(address: str) -> Path:
         ) from error
     try:
         if file:
-            return Path(hf_hub_download(repo, file, revision=revision))
+            path = Path(hf_hub_download(repo, file, revision=revision))
+            if path.name in WEIGHT_FILES:
+                _fetch_config(address, repo, file, revision)
+            return path
         folder = snapshot_download(
             repo, revision=revision, allow_patterns=['*.json', '*.safetensors']
         )
@@ -76,3 +83,21 @@ def fetch_from_hub(address: str) -> Path:
     except (OSError, EntryNotFoundError) as error:
         reason = str(error).partition('\n')[0]
         raise OSError(f'cannot download {address}: {reason}') from error
+
+
+def _fetch_config(address: str, repo: str, file: str, revision: str | None) -> None:
+    """Downloads the ``config.json`` beside a file, if the repository has one."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(repo, str(PurePosixPath(file).with_name('config.json')), revision=revision)
+    except LocalEntryNotFoundError:
+        print_log(
+            f'{address}: its config.json cannot be downloaded, so arguments such as hidden_act are '
+            'not compared with it',
+            logger='current',
+            level=logging.WARNING,
+        )
+    except EntryNotFoundError:
+        pass  # the repository has none

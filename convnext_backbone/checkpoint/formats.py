@@ -220,24 +220,29 @@ IGNORED = {
     r'(head|classifier|dino_head|ibot_head)\.': 'head',
 }
 
+# A regular expression of tensors that adapters and weight normalisation store in place of weights.
+REPLACED_WEIGHTS = r'\.(weight_[gv]|parametrizations|base_layer|lora_\w+)(\.|$)'
+
 # One rule for files with several sets of weights: averaged weights are read if there are any,
 # unless the caller asks for the others. A teacher is the average of its student.
 #
 # Words in the key prefixes of averaged weights and of others. Of several ConvNeXts of one kind, the
 # first of these words that is in exactly one of their key prefixes selects which one is read.
-AVERAGED_PREFIXES = ('teacher', 'ema')
-OTHER_PREFIXES = ('student',)
+AVERAGED_WORDS = ('teacher', 'ema')
+OTHER_WORDS = ('student',)
 
-# Keys under which files store a state dict. Of one kind, the first one that exists is read.
-AVERAGED_CONTAINERS = ('model_ema', 'state_dict_ema', 'ema', 'teacher')
-OTHER_CONTAINERS = (
+# Keys under which files store a state dict that is not averaged. The first one that exists is read.
+# Averaged weights are under a key with one of the words above, such as model_ema.
+CONTAINERS = (
     'state_dict',
     'model',
     'model_state',
     'model_state_dict',
     'student',
+    'student_state_dict',
     'module',
     'net',
     'network',
+    'params',
     'weights',
 )

@@ -6,7 +6,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..arch import Arch
 from .containers import Checkpoint, CheckpointError
+
+# The files of a model folder that contain its weights, beside its config.json. The first one that
+# exists is read.
+WEIGHT_FILES = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
 
 # What a model computes where its config.json does not say it. V1 and V2 use layer_norm_eps for the
 # norm of the pooled features alone; their other norms have a fixed eps.
@@ -105,6 +115,23 @@ def contradictions(config: Mapping, settings: Mapping) -> dict[str, tuple]:
     }
 
 
+def other_arguments(config: Mapping, arch: Arch) -> dict:
+    """Returns the arguments that are not the defaults of an architecture by a ``config.json``.
+
+    Args:
+        config: The content of the file.
+        arch: The architecture.
+    """
+    defaults = dict(
+        num_channels=3,
+        patch_size=4,
+        hidden_act='gelu',
+        norm_eps=arch.norm_eps,
+        layer_norm_eps=arch.final_norm_eps,
+    )
+    return {key: theirs for key, (theirs, _) in contradictions(config, defaults).items()}
+
+
 def check_config(checkpoint: Checkpoint, model: str, settings: Mapping, adapt_stem: bool) -> None:
     """Refuses a checkpoint whose ``config.json`` contradicts a model.
 
@@ -126,8 +153,11 @@ def check_config(checkpoint: Checkpoint, model: str, settings: Mapping, adapt_st
         arguments = [f'{key}={theirs!r}' for key, (theirs, _) in differences.items()]
         advice = f'Build the model with {", ".join(arguments)} to fit the file'
         act, _ = differences.get('hidden_act', ('gelu', None))
+        side, _ = differences.get('patch_size', (4, None))
         if act not in list(ACTIVATION_NAMES):
             advice = f'ConvNextBackbone has no activation {act!r}, so it cannot run this model'
+        elif not isinstance(side, int):
+            advice = f'ConvNextBackbone has square patches, not {side!r}: it cannot run this model'
         raise CheckpointError(
             f'{checkpoint.source} was not loaded, {model} keeps its weights: by its config.json it '
             f'is a model with {"; ".join(sides)}. {advice}'

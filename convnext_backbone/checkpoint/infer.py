@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..arch import Arch, with_known_eps
-from .hf_config import contradictions
+from .hf_config import other_arguments
 from .names import Name, listed, parse_native
 from .sources import Source, read_checkpoint
 from .translate import translate
@@ -62,15 +62,7 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
             f'{checkpoint.source} is damaged: it has no {listed(gaps)}, nor any other tensor of '
             'these blocks'
         )
-    defaults = dict(
-        num_channels=3,
-        patch_size=4,
-        hidden_act='gelu',
-        norm_eps=arch.norm_eps,
-        layer_norm_eps=arch.final_norm_eps,
-    )
-    others = contradictions(checkpoint.config, defaults)
-    return arch.arguments | {key: theirs for key, (theirs, _) in others.items()}
+    return arch.arguments | other_arguments(checkpoint.config, arch)
 
 
 def read_arch(tensors: Mapping[str, Tensor], norm: str | None = None) -> Arch:

@@ -7,12 +7,16 @@ that comes before the backbone would be loaded already when the backbone refuses
 from __future__ import annotations
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from .loading import adopt_state_dict
 from .pretrained import LoadsAnyCheckpoint
+
+# The modules that each module was registered in.
+_parents: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
 
 
 def guard_larger_models() -> None:
@@ -25,14 +29,25 @@ def guard_larger_models() -> None:
 
 
 def _guard(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
-    is_inside = isinstance(submodule, LoadsAnyCheckpoint) or _is_guarded(submodule)
-    if is_inside and not _is_guarded(module):
+    if submodule is None:
+        return
+    _parents.setdefault(submodule, WeakSet()).add(module)
+    if any(isinstance(part, LoadsAnyCheckpoint) for part in submodule.modules()):
+        _guard_with_parents(module)
+
+
+def _guard_with_parents(module: nn.Module) -> None:
+    """Also for a model that is put into a container which is in a larger model already."""
+    if not _is_guarded(module):
         module.register_load_state_dict_pre_hook(_check)
+    for parent in _parents.get(module, ()):
+        if not _is_guarded(parent):
+            _guard_with_parents(parent)
 
 
-def _is_guarded(module: nn.Module | None) -> bool:
-    hooks = getattr(module, '_load_state_dict_pre_hooks', {})
-    return any(getattr(hook, 'hook', None) is _check for hook in hooks.values())
+def _is_guarded(module: nn.Module) -> bool:
+    hooks = module._load_state_dict_pre_hooks.values()
+    return any(getattr(hook, 'hook', None) is _check for hook in hooks)
 
 
 def _check(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args) -> None:

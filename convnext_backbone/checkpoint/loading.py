@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from .audit import Target, can_be_copied, match
+from .audit import can_be_copied, match
 from .containers import CheckpointError, unwrap
 from .formats import MAP_NORMS
 from .names import listed, parse_native
 from .report import LoadReport, non_finite
 from .sources import Source, read_checkpoint
+from .target import Target
 
 
 def load_checkpoint(
@@ -84,6 +86,34 @@ def load_checkpoint(
             target.tensors[name].copy_(tensor)
     report.log()
     return report
+
+
+def check_strictly(target: Target, state_dict: Mapping[str, Tensor]) -> None:
+    """Refuses a state dict that lacks a tensor, has an unknown one, or infinite or NaN values.
+
+    Args:
+        target: The model.
+        state_dict: The state dict, in any format; it is not changed.
+
+    Raises:
+        CheckpointError: If there is anything to refuse, or as :func:`adopt_state_dict`.
+    """
+    adopted = dict(state_dict)
+    adopt_state_dict(target, adopted, prefix='', log=False)
+    own = {target.own_name(name): tensor for name, tensor in target.tensors.items()}
+    problems = {
+        'Missing key(s)': [name for name in own if name not in adopted],
+        'Unexpected key(s)': [name for name in adopted if name not in own],
+        'infinite or NaN values': non_finite(
+            {name: tensor for name, tensor in adopted.items() if name in own}, own
+        ),
+    }
+    details = [f'{what}: {listed(names)}' for what, names in problems.items() if names]
+    if details:
+        raise CheckpointError(
+            f'a state dict was not loaded, {target.name} keeps its weights: this needs '
+            f'strict=False. {". ".join(details)}'
+        )
 
 
 def adopt_state_dict(

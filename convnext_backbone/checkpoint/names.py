@@ -8,7 +8,7 @@ from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
-from .formats import NATIVE, NORMS_AND_HEAD, PARAMETERS, Format
+from .formats import AVERAGED_WORDS, NATIVE, NORMS_AND_HEAD, PARAMETERS, Format
 
 # The number in a placeholder is factor * i + offset, where i is the index of the stage.
 _STAGE_NUMBERS = {'i': (1, 0), 'n': (1, 1), 'even': (2, 0), 'odd': (2, 1)}
@@ -101,6 +101,16 @@ def find_name(name: str, source: Format) -> tuple[str, Name] | None:
         return None
     found = parse_name(name.removeprefix(match['prefix']), source)
     return None if found is None else (match['prefix'], found)
+
+
+def words_of(key: str) -> set[str]:
+    """Returns the words of a key or a key prefix: ``model_ema.`` has model and ema."""
+    return set(re.split('[._]', key))
+
+
+def is_averaged(key: str) -> bool:
+    """Whether a key or a key prefix says that the weights under it are averages."""
+    return not words_of(key).isdisjoint(AVERAGED_WORDS)
 
 
 def is_inside(name: str, source: Format) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from torch import nn
 
-from .audit import Target
-from .loading import adopt_state_dict, load_checkpoint
+from .loading import adopt_state_dict, check_strictly, load_checkpoint
 from .sources import Source
+from .target import Target
 
 
 class AnyPretrainedInit(PretrainedInit):
@@ -57,6 +59,19 @@ class LoadsAnyCheckpoint(BaseModule):
             super().init_weights()
         finally:
             self.init_cfg = init_cfg
+
+    def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
+        """Loads a state dict in any format, as ``nn.Module.load_state_dict``.
+
+        With ``strict``, infinite and NaN values are an error, too, and after an error the module
+        has all its old weights. Torch itself would copy first and compare names afterwards.
+
+        Raises:
+            CheckpointError: If the state dict does not fit; a ValueError and a RuntimeError.
+        """
+        if strict:
+            check_strictly(self.checkpoint_target(), state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
         """Translates other formats and refuses tensors that do not fit, before it copies any."""

@@ -15,19 +15,12 @@ import torch
 
 from .containers import Checkpoint, unwrap
 from .downloads import download, fetch_from_hub
-from .hf_config import read_config
+from .hf_config import WEIGHT_FILES, read_config
 from .mmengine_files import MMENGINE_CLASSES, allowed
 from .names import listed
 
 Source = str | os.PathLike | Mapping
 
-# The files of a model folder that contain its weights. The first one that exists is read.
-_FOLDER_FILES = (
-    'model.safetensors',
-    'model.safetensors.index.json',
-    'pytorch_model.bin',
-    'pytorch_model.bin.index.json',
-)
 _SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 
 
@@ -72,7 +65,7 @@ def read_checkpoint(source: Source, use_ema: bool = True) -> Checkpoint:
         content, kind = _read_file(path)
         checkpoint = unwrap(content, address, kind, use_ema)
     # Beside other files there may be a config.json of anything.
-    if is_folder or path.name in _FOLDER_FILES:
+    if is_folder or path.name in WEIGHT_FILES:
         checkpoint.config = read_config(path.parent)
     return checkpoint
 
@@ -175,7 +168,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _find_weights(folder: Path) -> Path:
-    for name in _FOLDER_FILES:
+    for name in WEIGHT_FILES:
         if (folder / name).exists():
             return folder / name
     others = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
@@ -185,7 +178,7 @@ def _find_weights(folder: Path) -> Path:
         names = ', '.join(path.name for path in others)
         raise ValueError(f'{folder} holds several checkpoints, {names}: pass the path of one')
     raise FileNotFoundError(
-        f'{folder} holds no weights: it needs one of {", ".join(_FOLDER_FILES)}, or exactly one '
+        f'{folder} holds no weights: it needs one of {", ".join(WEIGHT_FILES)}, or exactly one '
         f'file with a suffix of {", ".join(_SUFFIXES)}'
     )
 

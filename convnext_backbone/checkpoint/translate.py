@@ -11,15 +11,26 @@ from torch import Tensor
 
 from .containers import Checkpoint, CheckpointError
 from .formats import (
-    AVERAGED_PREFIXES,
+    AVERAGED_WORDS,
     FORMATS,
     IGNORED,
-    OTHER_PREFIXES,
+    OTHER_WORDS,
+    REPLACED_WEIGHTS,
     TIMM_STEMS,
     WRITABLE,
 )
 from .layouts import from_native, is_convolution, to_native
-from .names import Name, find_name, is_inside, listed, parse_name, parse_native, write_name
+from .names import (
+    Name,
+    find_name,
+    is_averaged,
+    is_inside,
+    listed,
+    parse_name,
+    parse_native,
+    words_of,
+    write_name,
+)
 from .variants import read_variant
 
 
@@ -183,31 +194,34 @@ def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str,
         if convolutions[which].issuperset(FORMATS[which[0]].convolutions)
     }
     if not found:
-        raise CheckpointError(
+        message = (
             f'no ConvNeXt in {checkpoint.source}: none of the known formats '
             f'({", ".join(FORMATS)}) fits its {len(tensors)} names: {listed(list(tensors))}'
         )
+        if any(re.search(REPLACED_WEIGHTS, name) for name in tensors):
+            message += '. Merge adapters (LoRA) and weight normalisation into the weights first'
+        raise CheckpointError(message)
     best = max(found.values())
     formats: dict[str, str] = {}
     for (key, prefix), count in sorted(found.items(), key=lambda item: -item[1]):
         # A few tensors under another key prefix are not a model. But averaged weights that lack
         # many tensors are damaged, and other weights must not replace them.
-        if 2 * count >= best or _words(prefix) & set(AVERAGED_PREFIXES):
+        if 2 * count >= best or is_averaged(prefix):
             formats.setdefault(prefix, key)
     main_prefix, main_key = next(iter(formats.items()))
     for key, prefix in counts:
         # Averaged weights that have lost all depthwise convolutions are no other network: all their
         # names are names of the main one, too.
-        is_averaged = key == main_key and _words(prefix) & set(AVERAGED_PREFIXES)
-        if is_averaged and _under(tensors, prefix) <= _under(tensors, main_prefix):
+        is_lost = key == main_key and is_averaged(prefix)
+        if is_lost and _under(tensors, prefix) <= _under(tensors, main_prefix):
             formats.setdefault(prefix, key)
-    averaged = [p for p in formats if _words(p) & set(AVERAGED_PREFIXES)]
+    averaged = [p for p in formats if is_averaged(p)]
     others = [p for p in formats if p not in averaged]
     wanted = (averaged or others) if checkpoint.use_ema else (others or averaged)
     if len(wanted) == 1:
         return formats[wanted[0]], wanted[0]
-    for word in (*AVERAGED_PREFIXES, *OTHER_PREFIXES):
-        preferred = [prefix for prefix in wanted if word in _words(prefix)]
+    for word in (*AVERAGED_WORDS, *OTHER_WORDS):
+        preferred = [prefix for prefix in wanted if word in words_of(prefix)]
         if len(preferred) == 1:
             return formats[preferred[0]], preferred[0]
     raise CheckpointError(
@@ -218,10 +232,6 @@ def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str,
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> set[str]:
     return {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
-
-
-def _words(prefix: str) -> set[str]:
-    return set(re.split('[._]', prefix))
 
 
 def _parent(prefix: str) -> str:

@@ -26,6 +26,7 @@ from convnext_backbone.checkpoint import (
     Translation,
     export,
     list_pretrained,
+    other_arguments,
     read_arch,
     read_checkpoint,
     translate,
@@ -59,7 +60,8 @@ def inspect(file: str) -> None:
     table.add_row('container', checkpoint.container)
     table.add_row('prefix', repr(found.prefix))
     table.add_row('architecture', str(arch))
-    table.add_row('arguments', ', '.join(f'{k}={v!r}' for k, v in arch.arguments.items()))
+    arguments = arch.arguments | other_arguments(checkpoint.config, arch)
+    table.add_row('arguments', written(arguments))
     table.add_section()
     for row in count_tensors(found).items():
         table.add_row(*row)
@@ -70,6 +72,11 @@ def inspect(file: str) -> None:
     table.add_row('parameters', f'{sum(tensor.numel() for tensor in tensors) / 1e6:.2f} M')
     table.add_row('size', f'{sum(tensor.nbytes for tensor in tensors) / 2**20:.2f} MiB')
     console.print(table)
+
+
+def written(arguments: dict) -> str:
+    """Writes arguments as in a call."""
+    return ', '.join(f'{name}={value!r}' for name, value in arguments.items())
 
 
 def count_tensors(found: Translation) -> dict[str, str]:
@@ -112,7 +119,8 @@ def convert(file: str, out: Path, to: str, force: bool) -> None:
     if out.exists() and not force:
         raise FileExistsError(f'{out} exists: choose another output, or overwrite it with --force')
     with console.status(f'reading {file}'):
-        found = translate(read_checkpoint(file))
+        checkpoint = read_checkpoint(file)
+        found = translate(checkpoint)
     if found.additional:
         raise ValueError(
             f'{file} has layers that {to} does not have keys for and that may change the output: '
@@ -125,6 +133,9 @@ def convert(file: str, out: Path, to: str, force: bool) -> None:
     with console.status(f'writing {out}'), whole_file(out) as part:
         save(tensors, part)
     console.print(f'{len(tensors)} tensors of {file} ({found.format}) written to {out} ({to})')
+    others = other_arguments(checkpoint.config, read_arch(found.tensors))
+    if others:
+        console.print(f'Build the model with {written(others)}: only the config.json says so')
     left += [*found.ignored, *found.unexpected]
     if left:
         console.print(f'{len(left)} not written, {to} does not have keys for: {listed(left)}')
