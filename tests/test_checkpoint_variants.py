@@ -165,10 +165,10 @@ def test_a_variant_gives_the_maps_and_logits_of_timm(name):
     theirs, added = CASES[name]
     weights = theirs.state_dict()
     inferred = infer_arch(weights)
-    assert inferred == (V2 if theirs.use_grn else V1) | added
+    assert inferred == (V2 if theirs.use_grn else V1) | added | dict(layer_norm_eps=1e-6)
     args = inferred | dict(norm=theirs.norm, hidden_act=theirs.act)
     backbone = ConvNextBackbone(**args, out_indices=(0, 1, 2, 3)).double().eval()
-    classifier = ConvNextForImageClassification(**args, num_labels=5, layer_norm_eps=1e-6)
+    classifier = ConvNextForImageClassification(**args, num_labels=5)
     load_checkpoint(backbone, weights, strict=True)
     load_checkpoint(classifier.double().eval(), weights, strict=True)
     maps, logits = theirs.forward(weights, IMAGES.double())

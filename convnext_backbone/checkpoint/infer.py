@@ -31,7 +31,8 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
         hidden sizes if they are not those of a known model; ``layer_scale_init_value`` is None if
         the blocks have no layer scale. ``kernel_size``, ``stem`` and ``norm`` are added if they are
         not those of ConvNeXt. If the norms have no bias, ``norm`` is ``'rmsnorm or simplenorm'``:
-        the tensors do not tell which, and the model wants one of them. For a model folder of
+        the tensors do not tell which, and the model wants one of them. ``layer_norm_eps`` is added
+        for the final norm of other projects than Hugging Face, 1e-6. For a model folder of
         Hugging Face, those of ``num_channels``, ``patch_size``, ``hidden_act``, ``norm_eps`` and
         ``layer_norm_eps`` that its ``config.json`` sets to another value than this package's
         default are added.
@@ -43,7 +44,8 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
             :func:`convnext_backbone.load_checkpoint`.
     """
     checkpoint = read_checkpoint(source, use_ema)
-    tensors = translate(checkpoint).tensors
+    found = translate(checkpoint)
+    tensors = found.tensors
     arch = read_arch(tensors)
     if foreign := foreign_parts(tensors):
         raise ValueError(
@@ -62,7 +64,12 @@ def infer_arch(source: Source, use_ema: bool = True) -> dict:
             f'{checkpoint.source} is damaged: it has no {listed(gaps)}, nor any other tensor of '
             'these blocks'
         )
-    return arch.arguments | other_arguments(checkpoint.config, arch)
+    arguments = arch.arguments | other_arguments(checkpoint.config, arch)
+    # All norms have one eps, except in Hugging Face's V1 and V2.
+    is_pooled = Name('final_norm', 'weight').native in tensors and found.format != 'hf'
+    if is_pooled and arch.norm_eps != arch.final_norm_eps:
+        arguments.setdefault('layer_norm_eps', arch.norm_eps)
+    return arguments
 
 
 def read_arch(tensors: Mapping[str, Tensor], norm: str | None = None) -> Arch:
