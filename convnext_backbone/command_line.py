@@ -18,9 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 EXPECTED = (ValueError, TypeError, KeyError, OSError, ImportError)
+
+# What mmengine raises for a config in Python that it cannot parse, or whose base it cannot find.
+UNREADABLE = (SyntaxError, OSError, UnicodeError, AssertionError, ConfigParsingError)
 
 # mmengine imports pkg_resources for every base of another package; setuptools is pinned for it.
 warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
@@ -62,7 +66,10 @@ def read_config(path: str | Path) -> Config:
         raise FileNotFoundError(f'no such config: {path}')
     try:
         return Config.fromfile(path)
-    except (SyntaxError, OSError) as error:
+    # Parsers of YAML and JSON have errors of their own.
+    except Exception as error:
+        if Path(path).suffix == '.py' and not isinstance(error, UNREADABLE):
+            raise
         raise ValueError(f'cannot read the config {path}: {error}') from error
 
 

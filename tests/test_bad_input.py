@@ -159,10 +159,12 @@ ARGUMENTS = [
     backbone(ValueError, 'num_channels must be at least 1, got 0', num_channels=0),
     backbone(TypeError, 'num_channels must be an integer, got 3.0', num_channels=3.0),
     backbone(ValueError, 'must be finite, got nan', layer_scale_init_value=float('nan')),
-    backbone(ValueError, 'norm_eps must be positive, got 0', norm_eps=0),
+    backbone(ValueError, 'norm_eps must be positive in float32, got 0', norm_eps=0),
     backbone(ValueError, 'norm_eps must be finite, got inf', norm_eps=float('inf')),
     backbone(TypeError, "norm_eps must be a number or None, got '1e-5'", norm_eps='1e-5'),
-    backbone(ValueError, 'layer_norm_eps must be positive, got -1e-06', layer_norm_eps=-1e-6),
+    backbone(
+        ValueError, 'layer_norm_eps must be positive in float32, got -1e-06', layer_norm_eps=-1e-6
+    ),
     backbone(TypeError, "a number or None, got '1'", layer_scale_init_value='1'),
     backbone(TypeError, "with_cp must be True or False, got 'False'", with_cp='False'),
     backbone(TypeError, 'adapt_stem must be True or False, got 1', adapt_stem=1),
@@ -186,7 +188,18 @@ ARGUMENTS = [
         ValueError, r"norm must be one of .*'simplenorm'.*, got \['layernorm'\]", norm=['layernorm']
     ),
     backbone(ValueError, "patch_size must be 4 with stem='overlap'", stem='overlap', patch_size=2),
+    backbone(ValueError, 'must be at most 3.4e', layer_scale_init_value=1e300),
+    backbone(ValueError, 'norm_eps must be positive in float32, got 1e-60', norm_eps=1e-60),
     backbone(TypeError, r"dict\(type='Pretrained', checkpoint=...\)", init_cfg='x.pth'),
+    backbone(TypeError, 'a list of dicts, got 3 in it', init_cfg=[3]),
+    backbone(ValueError, 'needs a type in each dict', init_cfg=[{}]),
+    backbone(ValueError, "such as type='Pretrained'", init_cfg=dict(checkpoint='x.pth')),
+    backbone(ValueError, r'takes checkpoint=\.\.\.', init_cfg=dict(type='Pretrained')),
+    backbone(
+        ValueError,
+        r'optionally prefix=\.\.\.',
+        init_cfg=dict(type='Pretrained', checkpoint='x.pth', prefx='backbone.'),
+    ),
     backbone(TypeError, 'archs', archs='tiny'),
     classifier(ValueError, 'num_labels must not be negative', num_labels=-1),
     classifier(TypeError, 'num_labels must be an integer', num_labels=2.0),
@@ -365,6 +378,9 @@ OPTIONS = '--cfg-options'
 COMMANDS = [
     train('no such config: none.py', config='none.py'),
     train('cannot read the config broken.py: .* never closed', config='broken.py'),
+    train('cannot read the config broken.yaml: .*expected', config='broken.yaml'),
+    train('cannot read the config broken.json: .*line 1', config='broken.json'),
+    train('cannot read the config lazy.py: .*absent.py not found', config='lazy.py'),
     train('has no model, train_dataloader, train_cfg', config='empty.py'),
     train("'foo' is not KEY=VALUE", OPTIONS, 'foo'),
     train("'=3' is not KEY=VALUE", OPTIONS, '=3'),
@@ -457,6 +473,11 @@ def test_bad_calls_are_refused(call, error, message, tmp_path, monkeypatch, caps
         Path(name).touch()
     Path('text.pth').write_text('no checkpoint')
     Path('broken.py').write_text('model = dict(\n')
+    Path('broken.yaml').write_text('model: [1, 2\nb: {')
+    Path('broken.json').write_text('{"model": ')
+    Path('lazy.py').write_text(
+        'from mmengine.config import read_base\nwith read_base():\n    from .absent import *\n'
+    )
     before = sorted(os.listdir())
     if error is not SystemExit:
         with pytest.raises(error, match=message):

@@ -1,11 +1,14 @@
 """Which implementation a block uses, and what the log says about it."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
-from helpers import SMALL, STAGES, randomize, small_backbone
+from helpers import REPO, SMALL, STAGES, randomize, small_backbone
 from mmengine.logging import MMLogger
 from torch import nn
 from torch.autograd import forward_ad
@@ -121,6 +124,41 @@ def test_truncated_kernels_are_reported_and_built_again(
     assert native.is_intact(library)
     assert library.read_bytes() == content
     assert sorted(p.name for p in library.parent.iterdir()) == ['kernels.sha256', 'kernels.so']
+
+
+def test_a_damaged_checksum_is_reported(layer, features, log, library):
+    write_library(library, b'no library')
+    native.checksum_path(library).write_bytes(b'\xff\xfe')
+    layer(features)
+    assert f'{library} is damaged' in log()[0]
+
+
+def test_without_a_cache_folder_blocks_run_without_kernels(layer, features, log, monkeypatch):
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', '~nobody-has-this-name/folder')
+    native.load_kernels.cache_clear()
+    layer(features)
+    native.load_kernels.cache_clear()
+    assert 'blocks run without them: the user has no home folder' in log()[0]
+
+
+@pytest.mark.parametrize(
+    ('folder', 'message'),
+    [
+        ('~nobody-has-this-name', 'set TORCH_EXTENSIONS_DIR to a folder'),
+        ('file', 'file/convnext_backbone: Not a directory'),
+    ],
+)
+def test_building_without_a_cache_folder_is_one_sentence(tmp_path, folder, message):
+    (tmp_path / 'file').touch()
+    run = subprocess.run(
+        [sys.executable, '-m', 'convnext_backbone.ops.build'],
+        env={**os.environ, 'TORCH_EXTENSIONS_DIR': folder, 'PYTHONPATH': str(REPO)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert message in run.stderr and 'Traceback' not in run.stderr
 
 
 def test_kernels_are_in_the_cache_folder_of_torch_extensions(monkeypatch, tmp_path):

@@ -49,7 +49,8 @@ class LoadsAnyCheckpoint(BaseModule):
                 :func:`convnext_backbone.load_checkpoint`, for ``Pretrained`` entries.
         """
         init_cfg = self.init_cfg
-        entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+        # An empty dict says nothing, as in mmengine.
+        entries = [init_cfg] if isinstance(init_cfg, dict) and init_cfg else init_cfg or []
         kinds = ('Pretrained', PretrainedInit)
         self.init_cfg = [entry for entry in entries if entry['type'] not in kinds]
         self.init_cfg += [

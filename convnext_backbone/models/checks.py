@@ -6,6 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
+import torch
+from mmengine.model import PretrainedInit
+
+_FLOAT = torch.finfo(torch.float32)
+_PRETRAINED_KEYS = {'type', 'checkpoint', 'prefix', 'map_location', 'use_ema'}
+
 
 def check_integer(name: str, value: object, at_least: int) -> None:
     """Refuses everything but an integer of at least ``at_least``.
@@ -80,11 +86,11 @@ def check_rate(name: str, value: object) -> None:
 
 
 def check_finite(name: str, value: object) -> None:
-    """Refuses everything but a finite number or None.
+    """Refuses everything but None and a number that is finite in float32.
 
     Raises:
         TypeError: If the value is neither a number nor None.
-        ValueError: If it is infinite or not a number (NaN).
+        ValueError: If it is infinite, not a number (NaN) or too large for float32.
     """
     if value is None:
         return
@@ -92,31 +98,48 @@ def check_finite(name: str, value: object) -> None:
         raise TypeError(f'{name} must be a number or None, got {value!r}')
     if not math.isfinite(value):
         raise ValueError(f'{name} must be finite, got {value}')
+    if abs(value) > _FLOAT.max:
+        raise ValueError(f'{name} must be at most {_FLOAT.max:.1e}, as in float32, got {value}')
 
 
 def check_positive(name: str, value: object) -> None:
-    """Refuses everything but a positive finite number or None.
+    """Refuses everything but None and a number that is positive and finite in float32.
 
     Raises:
         TypeError: If the value is neither a number nor None.
-        ValueError: If it is not positive, infinite or not a number (NaN).
+        ValueError: If it is not positive, 0 in float32, infinite or not a number (NaN).
     """
     check_finite(name, value)
-    if _is_number(value) and value <= 0:
-        raise ValueError(f'{name} must be positive, got {value}')
+    if _is_number(value) and value < _FLOAT.tiny:
+        raise ValueError(f'{name} must be positive in float32, got {value}')
 
 
 def check_init_cfg(value: object) -> None:
     """Refuses everything but what mmengine takes.
 
     Raises:
-        TypeError: If the value is not a dict, a list or None.
+        TypeError: If the value is not a dict, a list of dicts or None.
+        ValueError: If an entry has no type, or if one of type Pretrained lacks its checkpoint or
+            has another key than the known ones.
     """
     if not isinstance(value, (dict, list, tuple)) and value is not None:
         raise TypeError(
             f'init_cfg must be a dict or a list of dicts, got {value!r}: to load a checkpoint, use '
             "dict(type='Pretrained', checkpoint=...)"
         )
+    for entry in [value] if isinstance(value, dict) and value else value or ():
+        if not isinstance(entry, dict):
+            raise TypeError(f'init_cfg must be a dict or a list of dicts, got {entry!r} in it')
+        if 'type' not in entry:
+            raise ValueError(
+                f"init_cfg needs a type in each dict, such as type='Pretrained', got {entry!r}"
+            )
+        is_pretrained = entry['type'] in ('Pretrained', PretrainedInit)
+        if is_pretrained and ('checkpoint' not in entry or entry.keys() - _PRETRAINED_KEYS):
+            raise ValueError(
+                'init_cfg of type Pretrained takes checkpoint=... and optionally prefix=..., '
+                f'use_ema=..., got {entry!r}'
+            )
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -6,11 +6,13 @@ everything works, but slower.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
 from pathlib import Path
 
+from ..command_line import usage_errors
 from .native import SOURCES, checksum, checksum_path, compiler_flags, is_intact, library_path
 
 
@@ -57,4 +59,9 @@ def _compile(name: str, folder: Path) -> Path:
 
 
 if __name__ == '__main__':
-    main()
+    parser = argparse.ArgumentParser(
+        prog='python -m convnext_backbone.ops.build', description='Compiles the kernels.'
+    )
+    parser.parse_args()
+    with usage_errors(parser):
+        main()

@@ -48,10 +48,18 @@ def cache_folder() -> Path:
 
     It is in the user's cache, so the package itself may be read-only. The environment variable
     ``TORCH_EXTENSIONS_DIR`` sets another folder, as for torch's own builder.
+
+    Raises:
+        FileNotFoundError: If the user has no home folder and no variable sets another one.
     """
     cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     extensions = os.environ.get('TORCH_EXTENSIONS_DIR') or f'{cache}/torch_extensions'
-    return Path(extensions).expanduser() / 'convnext_backbone'
+    try:
+        return Path(extensions).expanduser() / 'convnext_backbone'
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            'the user has no home folder: set TORCH_EXTENSIONS_DIR to a folder for compiled kernels'
+        ) from error
 
 
 def library_path() -> Path:
@@ -81,7 +89,7 @@ def is_intact(library: Path) -> bool:
     expected = checksum_path(library)
     if not library.is_file() or not expected.is_file():
         return False
-    return checksum(library) == expected.read_text().strip()
+    return checksum(library).encode() == expected.read_bytes().strip()
 
 
 @functools.cache
@@ -92,7 +100,14 @@ def load_kernels() -> bool:
         Whether they can be used.
     """
     with _loading:  # two threads may run their first block at the same time
-        return _load(library_path())
+        try:
+            return _load(library_path())
+        except OSError as error:
+            print_log(
+                f'the compiled kernels cannot be read, so blocks run without them: {error}',
+                logger='current',
+            )
+            return False
 
 
 @constant_while_traced
