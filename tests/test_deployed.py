@@ -1,5 +1,8 @@
 """The deployment form gives the maps of its backbone, and nothing changes it."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from helpers import SMALL, randomize, small_backbone
@@ -94,6 +97,27 @@ def test_what_is_refused():
     model.encoder.stages[1].downsampling_layer[1] = nn.Conv2d(8, 16, 2, stride=2, bias=False)
     with pytest.raises(ValueError, match='cannot be deployed: a convolution is now'):
         model.deploy()
+
+
+@pytest.mark.parametrize(
+    'name', ['', 'encoder.stages.1', 'encoder.stages.1.layers.0', 'hidden_states_norms.stage2']
+)
+def test_hooks_are_not_lost(name):
+    model = small_backbone().eval()
+    hook = model.get_submodule(name).register_forward_hook(lambda *args: None)
+    with pytest.raises(ValueError, match=f'would not run the hooks on {name or "itself"}'):
+        model.deploy()
+    hook.remove()
+    model.deploy()
+
+
+@pytest.mark.parametrize(
+    'save', [copy.deepcopy, pickle.dumps, nn.Module.state_dict, lambda model: model.state_dict()]
+)
+def test_it_is_not_saved_without_its_weights(save):
+    whole = nn.Sequential(small_backbone().eval().deploy())
+    with pytest.raises(RuntimeError, match=r'save the ConvNextBackbone and call deploy\(\) again'):
+        save(whole)
 
 
 def test_bad_images_are_refused_as_by_the_backbone():

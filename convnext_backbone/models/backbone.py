@@ -12,9 +12,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..arch import Variant, resolve_arch
+from ..checkpoint.names import listed
 from .base import ConvNextBase
 from .deployed import DeployedBackbone
 from .freezing import FrozenInOneLine
+from .fusion import has_hooks
 from .norms import make_norm
 from .out_features import resolve_out_features
 
@@ -171,9 +173,15 @@ class ConvNextBackbone(ConvNextBase):
         Raises:
             ValueError: If the dtype is another one, if the backbone has another ``kernel_size``,
                 ``stem`` or ``norm`` than the default or an ``output_stride`` that dilates stages,
-                or if a block has other modules than it was built with or another activation than
-                GELU.
+                if a block has other modules than it was built with or another activation than
+                GELU, or if hooks are registered on any part.
         """
+        hooked = [name or 'itself' for name, part in self.named_modules() if has_hooks(part)]
+        if hooked:
+            raise ValueError(
+                f'the backbone cannot be deployed, it would not run the hooks on {listed(hooked)}: '
+                'remove them first'
+            )
         if self.arch.variant != Variant():
             raise ValueError(
                 f'the backbone cannot be deployed with {self.arch.variant}: the functions for '

@@ -21,12 +21,18 @@ from .norms import ConvNextGRN, ConvNextLayerNorm
 
 T = TypeVar('T', bound=nn.Module)
 
+_NOT_SAVED = (
+    'a deployed backbone cannot be copied or saved, its weights are packed for this processor: '
+    'copy or save the ConvNextBackbone and call deploy() again'
+)
+
 
 class DeployedBackbone(nn.Module):
     """Feature maps of a :class:`ConvNextBackbone`, as :meth:`ConvNextBackbone.deploy` builds it.
 
     It has copies of the weights: later changes of the backbone do not change it. It has no
-    parameters, cannot be trained or moved to another device or dtype, and needs no autocast.
+    parameters, cannot be trained, copied, saved or moved to another device or dtype, and needs no
+    autocast.
 
     Args:
         embeddings: The stem.
@@ -109,6 +115,13 @@ class DeployedBackbone(nn.Module):
                 'deploy() again'
             )
         return super().train(mode)
+
+    def state_dict(self, *args, **kwargs):
+        """Raises a RuntimeError: it would be empty."""
+        raise RuntimeError(_NOT_SAVED)
+
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError(_NOT_SAVED)
 
     def _apply(self, fn, recurse: bool = True):
         raise RuntimeError(

@@ -121,7 +121,7 @@ def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]
         for method in METHODS:
             if method in vars(inner):
                 return f'the {method} of their {name} was replaced'
-        if _has_hooks(inner):
+        if has_hooks(inner):
             return f'hooks are registered on their {name}'
     if any(getattr(nn.modules.module, hooks) for hooks in _GLOBAL_HOOKS):
         return 'hooks are registered on all modules'
@@ -170,7 +170,8 @@ def _log_once(message: str) -> None:
     print_log(message, logger='current')
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks run in the module's forward or backward pass."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
