@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 import pytest
 from mmengine.logging import MMLogger
 
-from convnext_backbone.ops import native
+from convnext_backbone.ops import native, timings
 
 NEEDS = {
     'mmdet': (
@@ -66,6 +66,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_times(request, monkeypatch, tmp_path) -> None:
+    """On a card, blocks are timed: the user's file must not get the times of tests."""
+    if request.node.get_closest_marker('cuda'):
+        monkeypatch.setattr(timings, 'file', lambda: tmp_path / 'times.json')
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
+def triton_device(request) -> Iterator[str]:
+    """The device of all new tensors: on a card, Triton compiles; on the CPU, it interprets."""
+    if request.param == 'cpu' and os.environ.get('TRITON_INTERPRET') != '1':
+        pytest.skip('the kernels are compiled, for a card')
+    with torch.device(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=['compiled', 'torch'])
