@@ -10,7 +10,7 @@ from helpers import randomize
 
 from convnext_backbone import ConvNextBackbone, ConvNextLayer
 from convnext_backbone.models import blocks
-from convnext_backbone.ops import choice, portable, timings, trial
+from convnext_backbone.ops import choice, native, portable, timings, trial
 
 CUDA, CPU = torch.device('cuda'), torch.device('cpu')
 WIDTH = 8, torch.float32
@@ -208,8 +208,33 @@ def test_the_file_depends_on_the_sources(tmp_path, monkeypatch):
     assert timings.file() != before
 
 
+def test_widths_that_were_never_compiled_use_torch_operators(path, monkeypatch):
+    """The record of compiled kernels has no others: see test_triton_compilation.py."""
+    monkeypatch.setenv(choice.VARIABLE, 'triton')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: native.MIN_CAPABILITY)
+    for module in (native, choice):
+        monkeypatch.setattr(module, 'have_triton', lambda: True)
+    for channels, name in {
+        **dict.fromkeys((8, 32, 44, 3080, 4096), 'torch'),
+        **dict.fromkeys((40, 96, 3072), 'triton'),
+    }.items():
+        assert choice.fused_kernels(CUDA, channels, torch.float32) == name
+        assert choice.fused_kernels(CUDA, channels, torch.float64) == 'torch'
+        assert not native.have_triton_kernels(CPU, channels, torch.float32)
+
+
 @pytest.mark.cuda
-def test_a_backbone_is_captured_in_a_cuda_graph():
+def test_tensors_on_a_gpu_use_triton(monkeypatch):
+    triton_kernels = pytest.importorskip('convnext_backbone.ops.triton_kernels')
+    monkeypatch.setenv(choice.VARIABLE, 'triton')
+    features = torch.randn(1, 2, 2, 48, device='cuda')
+    assert choice.pick_kernels(features, torch.float32) is triton_kernels
+    assert choice.pick_kernels(features, torch.float64) is portable
+    assert choice.pick_kernels(features[..., :44], torch.float32) is portable
+
+
+@pytest.mark.cuda
+def test_a_backbone_is_captured_in_a_cuda_graph(path):
     model = ConvNextBackbone('atto').cuda().eval()
     images = torch.randn(1, 3, 64, 64, device='cuda')
     with torch.no_grad():

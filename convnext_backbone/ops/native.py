@@ -28,9 +28,10 @@ INSTRUCTION_SETS = {
 # The dtypes that the kernels are compiled for.
 COMPILED_DTYPES = (torch.float32, torch.bfloat16)
 
-# The dtypes, cards and versions that the Triton kernels support; older versions have no tuples of
-# blocks. Since 8.0, cards compute in bfloat16.
+# The dtypes, numbers of channels, cards and versions that the Triton kernels support: what their
+# tests compile. Since 8.0, cards compute in bfloat16. Older versions have no tuples of blocks.
 TRITON_DTYPES = (*COMPILED_DTYPES, torch.float16)
+TRITON_WIDTHS = range(40, 3073, 8)
 MIN_CAPABILITY = (8, 0)
 MIN_TRITON = (3, 7)
 
@@ -168,7 +169,7 @@ def have_triton_kernels(device: torch.device, channels: int, dtype: torch.dtype)
         device.type == 'cuda'
         and torch.version.hip is None
         and dtype in TRITON_DTYPES
-        and channels % 8 == 0
+        and channels in TRITON_WIDTHS
         and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
         and have_triton()
     )

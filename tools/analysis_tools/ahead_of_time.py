@@ -13,6 +13,7 @@ Triton's own binder makes the signatures, so what is compiled is what a launch w
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import multiprocessing
@@ -21,7 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -35,12 +36,14 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import sm_arch_from_capability
 from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime import KernelInterface
 from triton.runtime.jit import create_function_from_signature
 
+from convnext_backbone.ops.native import TRITON_WIDTHS
 from convnext_backbone.ops.triton_kernels.launch import Launch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kernel_plans import TYPES, WIDTHS, block_plans
+from kernel_plans import TYPES, block_plans
 
 # Triton writes the same assembly code for all architectures of a group, but for the line that names
 # the architecture. Writing it takes most of the time, so it is written for the first one.
@@ -97,10 +100,17 @@ def bind(launch: Launch, arch: int, **options: object) -> Bound:
     """
     kernel, backend = launch.kernel, make_backend(GPUTarget('cuda', arch, 32))
     options = launch.options() | options
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = binder(**launch.arguments, **launch.constants, **options)
+    bound, specialization, _ = _binder(kernel, arch)(
+        **launch.arguments, **launch.constants, **options
+    )
     parsed, *rest = kernel._pack_args(backend, options, bound, specialization, options)
     return Bound(*rest, parsed)
+
+
+@functools.cache
+def _binder(kernel: KernelInterface, arch: int) -> Callable:
+    backend = make_backend(GPUTarget('cuda', arch, 32))
+    return create_function_from_signature(kernel.signature, kernel.params, backend)
 
 
 def kernel_name(launch: Launch) -> str:
@@ -155,7 +165,7 @@ def unique_launches() -> dict[str, Launch]:
     """Returns one launch of each kernel that must be compiled, over all widths and dtypes."""
     return {
         title(launch): launch
-        for channels in WIDTHS
+        for channels in TRITON_WIDTHS
         for types in TYPES
         for plan in block_plans(channels, types)
         for launch in plan.launches

@@ -13,9 +13,6 @@ from convnext_backbone.ops.triton_kernels.launch import Launch
 
 FLOAT, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 
-# All numbers of channels that the kernels are made for.
-WIDTHS = range(40, 2817, 8)
-
 
 class Types(NamedTuple):
     """The dtypes of one way to run a block.
