@@ -31,7 +31,8 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            values = torch.randn(parameter.shape, generator=generator, device='cpu')
+            parameter.copy_(values * 0.3)
     return module
 
 
