@@ -38,7 +38,7 @@ def run(rank: int, folder: Path) -> None:
         key = f'Card, {channels} channels, {DTYPE}'
         timings.save(timings.file(), key, dict.fromkeys(timings.MODES, TIMES[rank]))
     say(f'rank {rank} alone', 8)
-    choice.known_times.cache_clear()
+    choice._known.clear()
     store, timeout = f'file://{folder}/store', timedelta(seconds=60)
     dist.init_process_group('gloo', store, timeout, world_size=2, rank=rank)
     for channels, first in ((8, 0), (16, 1)):

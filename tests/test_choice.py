@@ -28,9 +28,8 @@ def path(tmp_path, monkeypatch):
     monkeypatch.delenv(choice.VARIABLE, raising=False)
     monkeypatch.setattr(trial, 'ELEMENTS', 2**10)
     monkeypatch.setattr(timings, 'file', lambda: tmp_path / 'folder/times.json')
-    choice.known_times.cache_clear()
-    yield tmp_path / 'folder/times.json'
-    choice.known_times.cache_clear()
+    monkeypatch.setattr(choice, '_known', {})
+    return tmp_path / 'folder/times.json'
 
 
 @pytest.fixture
@@ -91,6 +90,20 @@ def test_the_choice_is_fixed_under_deterministic_algorithms(on_a_card, monkeypat
         torch.use_deterministic_algorithms(False)
 
 
+def test_known_times_decide_while_a_cuda_graph_is_captured(on_a_card, path, monkeypatch):
+    monkeypatch.setattr(choice, 'is_capturing', lambda: True)
+    assert choice.fused_kernels(CUDA, *WIDTH) == 'torch'  # as the file says
+    assert modules_run(trains=False) == 'they are faster on Card'
+    path.unlink()
+    assert choice.fused_kernels(CUDA, *WIDTH) == 'torch'  # as the process knows
+    choice._known.clear()
+    assert choice.fused_kernels(CUDA, *WIDTH) == 'triton'
+    assert modules_run(trains=False) is None
+    monkeypatch.setattr(choice, 'have_triton_kernels', lambda *_: False)
+    assert 'a CUDA graph is captured' in modules_run(trains=True)
+    assert not path.exists()
+
+
 def test_times_are_measured_once_kept_and_logged(path, capture_log):
     state = torch.get_rng_state()
     times = choice.known_times(CPU, 12, torch.float32)
@@ -100,7 +113,7 @@ def test_times_are_measured_once_kept_and_logged(path, capture_log):
     for mode in ('train', 'inference'):
         assert times[mode].keys() == {'modules', 'torch'}
         assert min(times[mode].values()) > 0
-    choice.known_times.cache_clear()
+    choice._known.clear()
     assert choice.known_times(CPU, 12, torch.float32) == times
     assert capture_log == [line]
     assert [file.name for file in path.parent.iterdir()] == [path.name]

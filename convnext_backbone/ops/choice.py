@@ -7,8 +7,9 @@ are faster still. With ``prefer='memory'``, blocks that train run fused even the
 keep about twice as much for the backward pass.
 
 ``CONVNEXT_KERNELS`` overrides the choice: ``triton``, ``torch`` or ``modules`` instead of ``auto``.
-Nothing is timed under deterministic algorithms and while a CUDA graph is captured, when times
-mean nothing: Triton kernels run if there are any, and else the modules.
+Under deterministic algorithms, the choice is fixed: Triton kernels run if there are any, and else
+the modules. The same holds while a CUDA graph is captured, when nothing can be timed, unless the
+times are known from before.
 
 In a distributed job, the rank that gets to a width first measures it, or finds it in its file, and
 writes it to the store of the process group, where the others read it. So all ranks choose the same,
@@ -19,7 +20,6 @@ On the CPU, blocks always run fused: there the gain is known.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import threading
@@ -47,6 +47,8 @@ VARIABLE = 'CONVNEXT_KERNELS'
 CHOICES = ('auto', 'triton', 'torch', 'modules')
 PREFERENCES = ('speed', 'memory')
 
+# Times that this process has measured, read from the file or got from another rank.
+_known: dict[tuple[torch.device, int, torch.dtype], Times] = {}
 _measuring = threading.Lock()
 
 
@@ -93,7 +95,7 @@ def fused_kernels(device: torch.device, channels: int, dtype: torch.dtype) -> st
     name = setting()
     if name == 'torch' or not have_triton_kernels(device, channels, dtype):
         return 'torch'
-    if name == 'triton' or fixed():
+    if name == 'triton' or fixed(device, channels, dtype):
         return 'triton'
     # Also with 'modules', which fused=True overrides.
     return fused_candidate(known_times(device, channels, dtype))
@@ -143,7 +145,7 @@ def modules_are_better(
     name = setting()
     if name != 'auto':
         return f'{VARIABLE}={name}' if name == 'modules' else None
-    reason = fixed()
+    reason = fixed(device, channels, dtype)
     if reason is not None:
         if have_triton_kernels(device, channels, dtype):
             return None
@@ -177,13 +179,18 @@ def setting() -> str:
     return name
 
 
-def fixed() -> str | None:
-    """Returns why nothing may be timed now, or None if it may."""
+def fixed(device: torch.device, channels: int, dtype: torch.dtype) -> str | None:
+    """Returns why the choice does not depend on times now, or None if it does."""
     if torch.are_deterministic_algorithms_enabled():
         return 'deterministic algorithms are on'
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if is_capturing() and not are_known(device, channels, dtype):
         return 'a CUDA graph is captured'
     return None
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is captured."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def fused_candidate(times: Times) -> str:
@@ -201,18 +208,33 @@ def operators(name: str) -> ModuleType:
     return triton_kernels
 
 
-@functools.cache
 def known_times(device: torch.device, channels: int, dtype: torch.dtype) -> Times:
     """Returns the times on a device, the same on all ranks of a job, and measures at most once."""
-
-    def find() -> Times:
-        return stored_times(device, channels, dtype)
-
+    setup = device, channels, dtype
     with _measuring:
-        if not (dist.is_available() and dist.is_initialized()):
-            return find()
-        store = dist.distributed_c10d._get_default_store()
-        return shared_times(store, f'convnext {channels} {dtype}', find)
+        if setup not in _known:
+            if is_distributed():
+                store = dist.distributed_c10d._get_default_store()
+                key = f'convnext {channels} {dtype}'
+                _known[setup] = shared_times(store, key, lambda: stored_times(*setup))
+            else:
+                _known[setup] = stored_times(*setup)
+        return _known[setup]
+
+
+def are_known(device: torch.device, channels: int, dtype: torch.dtype) -> bool:
+    """Whether :func:`known_times` measures nothing.
+
+    In a distributed job, the file does not count: it can differ from rank to rank.
+    """
+    if (device, channels, dtype) in _known:
+        return True
+    return not is_distributed() and times_in_file(device, channels, dtype) is not None
+
+
+def is_distributed() -> bool:
+    """Whether this process is part of a distributed job."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def shared_times(store: dist.Store, key: str, find: Callable[[], Times]) -> Times:
@@ -228,13 +250,12 @@ def shared_times(store: dist.Store, key: str, find: Callable[[], Times]) -> Time
 
 def stored_times(device: torch.device, channels: int, dtype: torch.dtype) -> Times:
     """Returns the times in the file, or measures and stores them."""
-    card = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
-    path, key = timings.file(), f'{card}, {channels} channels, {dtype}'
-    times = timings.load(path).get(key)
+    times = times_in_file(device, channels, dtype)
     if times is None:
         from .trial import time_block  # which runs blocks, which ask this module
 
         times = time_block(device, channels, dtype, candidates(device, channels, dtype))
+        path, key = timings.file(), title(device, channels, dtype)
         timings.save(path, key, times)
         texts = (f'{name} {value:.2f}' for name, value in sorted(times['train'].items()))
         print_log(
@@ -243,6 +264,17 @@ def stored_times(device: torch.device, channels: int, dtype: torch.dtype) -> Tim
             logger='current',
         )
     return times
+
+
+def times_in_file(device: torch.device, channels: int, dtype: torch.dtype) -> Times | None:
+    """Returns the times in the file, or None."""
+    return timings.load(timings.file()).get(title(device, channels, dtype))
+
+
+def title(device: torch.device, channels: int, dtype: torch.dtype) -> str:
+    """Returns the key of times in the file: the card, the width and the dtype."""
+    card = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
+    return f'{card}, {channels} channels, {dtype}'
 
 
 def candidates(device: torch.device, channels: int, dtype: torch.dtype) -> dict[str, ModuleType]:
