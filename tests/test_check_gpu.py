@@ -7,6 +7,9 @@ import sys
 import pytest
 import torch
 from helpers import REPO, run_tool
+from parity import compare
+
+from convnext_backbone.ops.native import have_triton
 
 TOOL = 'check_gpu.py'
 DTYPES = ('fp32', 'bf16', 'fp16')
@@ -29,6 +32,19 @@ def check_results(results: dict) -> None:
                 assert {(name, layout, mode, dtype) for dtype in DTYPES} <= timed
     assert all(row['ms'] > 0 for row in results['timings'])
     assert results['versions']['torch'] == torch.__version__
+    if have_triton():
+        check_kernels(results['kernels'])
+
+
+def check_kernels(kernels: dict) -> None:
+    """Every operator is timed at every width of ConvNeXt-T."""
+    from convnext_backbone.ops import triton_kernels
+
+    operators = {n.removeprefix('plan_') for n in triton_kernels.__all__ if n.startswith('plan_')}
+    assert kernels.keys() == operators
+    for times in kernels.values():
+        assert times.keys() == {'96', '192', '384', '768'}
+        assert min(times.values()) > 0
 
 
 def test_trial_on_the_cpu(tmp_path):
@@ -44,11 +60,23 @@ def test_trial_on_the_cpu(tmp_path):
     }
     assert saved['torch'] < 0.7 * saved['modules']
     assert 'WRONG' not in output and 'failed' not in output
+    if have_triton():
+        report = run_tool('kernel_report.py', '--measured', 'check.json', cwd=tmp_path)
+        printed = {(n, w): t for n, w, *_, t in map(str.split, table_of(report))}
+        assert printed == {
+            (name, width): f'{time:.3f}'
+            for name, times in results['kernels'].items()
+            for width, time in times.items()
+        }
+
+
+def table_of(report: str) -> list[str]:
+    """The lines of the first table of kernel_report.py, without its heading."""
+    return report.split('\n\n')[1].splitlines()[1:]
 
 
 def test_verdict():
     """NaN is never right, and errors below the rounding of float32 are not compared."""
-    compare = runpy.run_path(str(REPO / 'tools' / TOOL))['compare']
     modules = {'maps': 1e-3, 'image grads': 1e-3, 'weight grads': 1e-9}
     assert compare(modules, modules)['ok']
     assert compare(modules | {'weight grads': 1e-6}, modules) == dict(ratio=1.0, ok=True)

@@ -1,11 +1,15 @@
 """The report on the Triton kernels: every operator and width, and no traffic below the least."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from helpers import REPO, run_tool
 
 pytest.importorskip('triton')
+
+from kernel_times import read_times
 
 from convnext_backbone.ops import triton_kernels
 
@@ -39,3 +43,24 @@ def test_report_has_every_operator_and_the_whole_step(tmp_path):
     assert int(step['block of 96 channels, backward'][1]) == 11
     # Products: 18 blocks and 4 convolutions, forward and twice as much backward.
     assert float(step['products of the step'][3]) == pytest.approx(1.012, rel=0.01)
+
+
+def test_a_missing_file_of_times_is_told(tmp_path):
+    command = [sys.executable, REPO / 'tools/kernel_report.py', '--measured', 'missing.json']
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, '')
+    assert result.stderr == 'kernel_report.py: error: missing.json: No such file or directory\n'
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        *(b'', b'{"kernels"', b'\xff', b'[]', b'3', b'{}', b'{"kernels": null}'),
+        *(b'{"kernels": {}}', b'{"kernels": {"norm": 3}}', b'{"kernels": {"norm": {"96": "3"}}}'),
+    ],
+)
+def test_other_files_have_no_times(content, tmp_path):
+    path = tmp_path / 'other.json'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'other\.json has no times of kernels: give a'):
+        read_times(path)

@@ -43,6 +43,12 @@ TYPES = (
 )
 
 
+# A train step of ConvNeXt-T, for which kernels are counted and timed: channels and depths of its
+# stages, and its dtypes.
+STAGES = ((96, 3), (192, 3), (384, 9), (768, 3))
+STEP_TYPES = Types(BRAIN, BRAIN, BRAIN)
+
+
 class Plan(NamedTuple):
     """The planned launches of one call.
 
@@ -117,3 +123,25 @@ def block_plans(
         grad = empty(rows, channels, dtype=dtype)
         yield plan('norm_backward_', convolved.view(rows, channels), grad, vector, 1e-6)
         yield plan('row_products', weight2, weight2.to(dtype))
+
+
+def stage_shape(index: int, images: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Returns the images, the height and the width of the feature maps of a stage.
+
+    Args:
+        index: The stage, from 0.
+        images: Number of images.
+        size: Their height and width.
+    """
+    height, width = size
+    return images, height // (4 << index), width // (4 << index)
+
+
+def stage_calls(index: int, images: int, size: tuple[int, int]) -> dict[str, Plan]:
+    """Plans a call of every operator at a stage of ConvNeXt-T in bfloat16, by name.
+
+    The arguments are those of :func:`stage_shape`.
+    """
+    plans = block_plans(STAGES[index][0], STEP_TYPES, stage_shape(index, images, size))
+    # Of several kinds of calls the last one has everything: GRN, drop path, layer scale.
+    return {call.name: call for call in plans}
