@@ -12,9 +12,9 @@ from convnext_backbone.ops import block
 
 DIM, SHAPE = 40, (4, 40, 8, 8)
 
-# Three standard deviations: the smallest tensors have 40 numbers in each of 4 runs, so the root
-# mean square of their errors is known to 7%, and the ratio of two to 10%.
-SLACK = 1.3
+# Three standard deviations: the smallest tensors have 40 numbers in each of 8 runs, so the root
+# mean square of their errors is known to 4%, and the ratio of two to 6%.
+SLACK = 1.2
 
 # The rounding of float32, which depends on the order of sums. Closer than this is equally close.
 FLOAT32_NOISE = 1e-6
@@ -88,7 +88,7 @@ def relative(value, truth):
     return ((value.double() - truth).norm() / truth.norm().clamp(min=1e-300)).item()
 
 
-def errors(name, dtype, pure, device, seeds=range(4)):
+def errors(name, dtype, pure, device, seeds=range(8)):
     """Errors of fused blocks and of their modules: root mean squares over some seeds, by tensor."""
     sums = {}
     for seed in seeds:
@@ -108,8 +108,8 @@ def errors(name, dtype, pure, device, seeds=range(4)):
 def test_gradients_are_as_close_as_those_of_the_modules(dtype, pure, name, device):
     for key, (fused, modules) in errors(name, dtype, pure, device).items():
         slack = SLACK
-        if (key, dtype, device) == ('layer_scale_parameter', torch.bfloat16, 'cpu'):
-            slack = 2.0  # a processor with bfloat16 rounds its products once more
+        if (key, dtype, pure, device) == ('layer_scale_parameter', torch.bfloat16, True, 'cpu'):
+            slack = 1.6  # a processor with bfloat16 rounds its products once more
         assert fused < max(slack * modules, FLOAT32_NOISE), key
         assert fused < 0.3, key  # so that two infinite errors are not equally close
 

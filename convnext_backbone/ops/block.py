@@ -30,6 +30,9 @@ from .sums import RunningSum, wide
 # Hidden activations are computed in parts of about this size, which fit into a CPU's caches.
 PART_BYTES = 2**22
 
+# Parameters of the MLP that are converted to the dtype of the products where they are used.
+ROUNDED_LATER = ('bias1', 'weight2', 'bias2')
+
 
 def fused_block(
     features: Tensor, keep: Tensor | None, settings: BlockSettings, parameters: BlockParameters
@@ -216,11 +219,24 @@ def split_rows(rows: Tensor, dtype: torch.dtype, unit: int) -> Iterator[slice]:
 
 
 def _prepare(settings: BlockSettings, parameters: BlockParameters) -> BlockParameters:
-    """Converts the parameters to the dtypes and shapes that the operators need."""
-    dtypes = dict.fromkeys(('weight1', 'bias1', 'weight2', 'bias2'), settings.dtype)
-    others = wide(settings.dtype)
+    """Converts the parameters to the shapes and, but for three, to the dtypes that operators need.
+
+    The second weight and the biases of the MLP stay as they are, or become wide: the forward pass
+    rounds them where it multiplies, and the backward pass needs no rounded copy. The gradient of
+    the layer scale is more accurate with what was not rounded.
+
+    The backward pass converts again what it needs. The first weight and a rounded second one would
+    take as much memory as a third of all that a step in half precision keeps.
+    """
+    dtype, others = settings.dtype, wide(settings.dtype)
+
+    def convert(name: str, tensor: Tensor) -> Tensor:
+        if name == 'weight1' or (name in ROUNDED_LATER and tensor.dtype == dtype):
+            return tensor.to(dtype)
+        return tensor.to(others)
+
     p = BlockParameters._make(
-        t if t is None else t.to(dtypes.get(name, others)).contiguous()
+        t if t is None else convert(name, t).contiguous()
         for name, t in zip(BlockParameters._fields, parameters, strict=True)
     )
     return p._replace(depthwise_weight=p.depthwise_weight.flatten(1).t().contiguous())

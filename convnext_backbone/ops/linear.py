@@ -18,12 +18,12 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool 
     Args:
         rows: ``(rows, in)``.
         weight: ``(out, in)``, with any strides.
-        bias: ``(out,)``. Default: None.
+        bias: ``(out,)``, in any dtype. Default: None.
         gelu: Whether to apply GELU to the result. Default: False.
     """
     if computed_in(rows.dtype, rows.device) != rows.dtype:
-        bias = None if bias is None else bias.float()
         return linear(rows.float(), weight.float(), bias, gelu).to(rows.dtype)
+    bias = None if bias is None else bias.to(rows.dtype)
     if _onednn_takes(rows):
         activation, algorithm = ('gelu', 'none') if gelu else ('none', '')
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], algorithm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class Mlp:
     Args:
         kernels: The compiled kernels or :mod:`portable`.
         settings: How the block is computed.
-        p: The parameters; those of the linear layers are in ``settings.dtype``.
+        p: The parameters; the first weight is in ``settings.dtype``.
         sample_rows: Number of rows (pixels) of a sample. With GRN, a part has whole samples.
 
     Attributes:
@@ -55,7 +56,12 @@ class Mlp:
         hidden = linear(normed, p.weight1, p.bias1, gelu=True) if inner is None else F.gelu(inner)
         if self.grn is not None:
             hidden = self._respond(hidden, *self.grn).rescaled()
-        return linear(hidden, p.weight2, p.bias2)
+        return linear(hidden, self.weight2, p.bias2)
+
+    @functools.cached_property
+    def weight2(self) -> Tensor:
+        """The second weight in the dtype of the products, for all parts of a forward pass."""
+        return self.p.weight2.to(self.settings.dtype)
 
     def backward(
         self, grad: Tensor, normed: Tensor, inner: Tensor, scaling: Scaling, needs: set[str]

@@ -61,7 +61,7 @@ def choose_scaling(
     Args:
         grad_output: The gradient with respect to the block's output, ``(N, H, W, C)``.
         keep: The factors of drop path, ``(N,)``, or None.
-        p: The parameters; ``weight2`` is in ``dtype``.
+        p: The parameters; ``weight2`` is in ``dtype`` or wider.
         dtype: Dtype of the matrix products.
     """
     mantissa, power, weight2 = None, p.layer_scale, p.weight2

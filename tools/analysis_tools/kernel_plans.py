@@ -90,7 +90,7 @@ def block_plans(
     grad_output = empty(*shape, channels, dtype=types.output)
     branch = empty(rows, channels, dtype=product)
     inner = empty(rows, 4 * channels, dtype=product)
-    weight2 = empty(channels, 4 * channels, dtype=product)
+    weight2 = empty(channels, 4 * channels, dtype=product if len(set(types)) == 1 else FLOAT)
     taps, vector, samples = empty(49, channels), empty(channels), empty(images, 4 * channels)
     keeps = None, empty(rows)
 
@@ -119,10 +119,12 @@ def block_plans(
     norm_grad, copied = features.view(rows, channels), empty(rows, channels)
     yield plan('norm_backward_', copied, norm_grad, vector, 1e-6)
     # In float16, products that need no scaling are in float32.
-    for dtype in {product, FLOAT if product == HALF else product}:
+    for dtype in dict.fromkeys((product, FLOAT if product == HALF else product)):
         grad = empty(rows, channels, dtype=dtype)
         yield plan('norm_backward_', convolved.view(rows, channels), grad, vector, 1e-6)
-        yield plan('row_products', weight2, weight2.to(dtype))
+    # Gradients of weights are in float32; those of torch before 2.8 only for float16.
+    for dtype in dict.fromkeys((FLOAT if product == HALF else product, FLOAT)):
+        yield plan('row_products', weight2, empty(channels, 4 * channels, dtype=dtype))
 
 
 def stage_shape(index: int, images: int, size: tuple[int, int]) -> tuple[int, int, int]:
