@@ -1,7 +1,9 @@
 """Which implementation a GPU's blocks run: the rule, the measurement and the file of times."""
 
 import json
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,6 +221,11 @@ def test_the_file_depends_on_the_sources(tmp_path, monkeypatch):
     assert before.parent == tmp_path / 'convnext_backbone'
     monkeypatch.setattr(torch, '__version__', '0.0')
     assert timings.file() != before
+
+
+def test_users_without_a_home_folder_keep_times_with_temporary_files(monkeypatch):
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', '~nobody-has-this-name')
+    assert timings.file().parent == Path(tempfile.gettempdir())
 
 
 def test_widths_that_were_never_compiled_use_torch_operators(path, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -47,7 +48,10 @@ def measure(candidates: Mapping[str, Callable[[], object]], device: torch.device
 
 
 def file() -> Path:
-    """Returns the file for the current sources and versions, beside the compiled kernels."""
+    """Returns the file for the current sources and versions, beside the compiled kernels.
+
+    Users without a home folder have it in the folder of temporary files.
+    """
     versions = [torch.__version__]
     if find_spec('triton') is not None:
         import triton
@@ -56,7 +60,11 @@ def file() -> Path:
     key = hashlib.sha256(' '.join(versions).encode())
     for source in sorted(Path(__file__).parent.rglob('*.py')):
         key.update(source.read_bytes())
-    return cache_folder() / f'times-{key.hexdigest()[:12]}.json'
+    try:
+        folder = cache_folder()
+    except FileNotFoundError:
+        folder = Path(tempfile.gettempdir())
+    return folder / f'times-{key.hexdigest()[:12]}.json'
 
 
 def load(path: Path) -> dict[str, Times]:
