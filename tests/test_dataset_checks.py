@@ -5,11 +5,14 @@ import math
 import shutil
 from pathlib import Path
 
+import mmcv
+import numpy as np
 import pytest
 from helpers import REPO, run_tool
 from mmengine.config import Config
+from PIL import Image
 
-from convnext_backbone.engine import dataset_checks
+from convnext_backbone.engine import image_checks, mask_checks
 from convnext_backbone.engine.dataset_checks import check_datasets
 
 DETECTION = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
@@ -62,6 +65,18 @@ def first(part, **changes):
                 content[part][0][key] = value
 
     return edit(change)
+
+
+def write_mask(change):
+    """Changes the values in the first training mask in place."""
+
+    def fault(cfg):
+        path = Path('data/shapes/masks/train/000001.png')
+        mask = np.array(Image.open(path))
+        change(mask)
+        Image.fromarray(mask).save(path)
+
+    return fault
 
 
 @pytest.mark.parametrize('path', [DETECTION, SEGMENTATION, CLASSIFICATION], ids=lambda p: p.stem)
@@ -139,7 +154,30 @@ def test_generated_data_have_no_fault(path, folder):
             '1 of 6 files .* are empty, such as data/shapes/train/000003.png: write them again',
         ),
         (DETECTION, first('annotations', area=None), ValueError, 'annotation 1 has no area'),
-        (DETECTION, first('annotations', segmentation=[]), ValueError, '1 has no segmentation'),
+        (DETECTION, first('annotations', area='12'), ValueError, "annotation 1 .* got '12'"),
+        (DETECTION, first('annotations', iscrowd='0'), ValueError, "annotation 1 .* got '0'"),
+        *(
+            (
+                DETECTION,
+                first('annotations', segmentation=mask),
+                ValueError,
+                r'1 of \d+ annotations have no segmentation, or none .* annotation 1: choose',
+            )
+            for mask in ([], [[]], [[1, 2, 3, 4]])
+        ),
+        (DETECTION, first('images', file_name=3), ValueError, 'without a file name or a size'),
+        (
+            DETECTION,
+            lambda cfg: Path('data/shapes/train/000003.png').write_text('a,b'),
+            ValueError,
+            '1 of 6 files listed by .* are no images, such as data/shapes/train/000003.png: write',
+        ),
+        (
+            SEGMENTATION,
+            lambda cfg: Path('data/shapes/val/000002.png').write_text('a,b'),
+            ValueError,
+            '1 of 2 files listed by .* are no images, such as data/shapes/val/000002.png: write',
+        ),
         (
             DETECTION,
             edit(lambda c: c['categories'][0].update(name='disc')),
@@ -201,6 +239,32 @@ def test_generated_data_have_no_fault(path, folder):
             'model.decode_head.num_classes is 3, but the datasets have 4',
         ),
         (
+            SEGMENTATION,
+            write_mask(lambda mask: mask.fill(7)),
+            ValueError,
+            '1 of 6 masks .* neither 0 to 3 for the 4 classes nor 255 .* such as 7 in '
+            'data/shapes/masks/train/000001.png: write such values, or set metainfo.classes and '
+            'num_classes of all heads to the classes of the masks$',
+        ),
+        (
+            SEGMENTATION,
+            write_mask(lambda mask: mask.fill(4)),
+            ValueError,
+            'such as 4 in .*; or, if 0 means no class, set reduce_zero_label=True in the datasets',
+        ),
+        (
+            SEGMENTATION,
+            lambda cfg: Path('data/shapes/masks/train/000001.png').write_text('a,b'),
+            ValueError,
+            'cannot read the mask data/shapes/masks/train/000001.png .*: write it again',
+        ),
+        (
+            SEGMENTATION,
+            lambda cfg: shutil.copy('data/shapes/train/000001.png', 'data/shapes/masks/train'),
+            ValueError,
+            r'masks/train/000001.png has several channels, an array of shape \(32, 32, 3\)',
+        ),
+        (
             CLASSIFICATION,
             lambda cfg: shutil.rmtree('data/shapes_folder/val'),
             FileNotFoundError,
@@ -260,9 +324,100 @@ def test_what_is_left_out_is_a_warning(folder):
 
 
 def test_of_many_images_some_are_looked_up(folder, monkeypatch):
-    monkeypatch.setattr(dataset_checks, 'MAX_LOOKUPS', 2)
+    monkeypatch.setattr(image_checks, 'MAX_LOOKUPS', 2)
     Path('data/shapes/train/000002.png').unlink()
     assert check_datasets(Config.fromfile(DETECTION)) == []
     Path('data/shapes/train/000004.png').unlink()
     with pytest.raises(FileNotFoundError, match=r'1 of 2 files .* such as .*000004\.png'):
         check_datasets(Config.fromfile(DETECTION))
+
+
+def test_masks_are_read_as_mmseg_reads_them(folder):
+    cfg = Config.fromfile(SEGMENTATION)
+    path = Path('data/shapes/masks/train/000001.png')
+    # A palette stands for colours, but the values are classes; ignored pixels have none.
+    values = np.array(Image.open(path))
+    values[0] = 255
+    palette = Image.fromarray(values)
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    palette.save(path)
+    assert Image.open(path).mode == 'P'
+    assert check_datasets(cfg) == []
+    # With reduce_zero_label, 0 is no class and 4 is the last one.
+    values[:2] = [[0], [4]]
+    Image.fromarray(values).save(path)
+    with pytest.raises(ValueError, match='such as 4 in'):
+        check_datasets(cfg)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.reduce_zero_label = True
+    assert check_datasets(cfg) == []
+    # The head decides which value is ignored.
+    cfg = Config.fromfile(SEGMENTATION)
+    cfg.model.decode_head.ignore_index = 4
+    values[:2] = 4
+    Image.fromarray(values).save(path)
+    assert check_datasets(cfg) == []
+    # Fewer classes than those of the dataset's type: the others become ignored.
+    shutil.copy('data/shapes/masks/train/000002.png', path)
+    cfg = Config.fromfile(SEGMENTATION)
+    cfg.pop('model')
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        dataset.metainfo = dict(classes=('road', 'sidewalk'))
+    with pytest.raises(ValueError, match='neither 0 to 1 for the 2 classes nor 255'):
+        check_datasets(cfg)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.type = 'CityscapesDataset'
+        cfg[f'{split}_dataloader'].dataset.seg_map_suffix = '.png'
+    assert check_datasets(cfg) == []
+
+
+def test_of_many_masks_some_are_read(folder, monkeypatch):
+    monkeypatch.setattr(mask_checks, 'MAX_MASKS', 2)
+    cfg = Config.fromfile(SEGMENTATION)
+    masks = Path('data/shapes/masks/train')
+    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000002.png')
+    assert check_datasets(cfg) == []
+    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000004.png')
+    with pytest.raises(ValueError, match=r'1 of 2 masks .* such as 9 in .*000004\.png'):
+        check_datasets(cfg)
+
+
+def test_short_polygons_beside_others_are_a_warning(folder):
+    edit(lambda content: content['annotations'][0]['segmentation'].append([1, 2, 3, 4]))(None)
+    (warning,) = check_datasets(Config.fromfile(DETECTION))
+    assert 'lose polygons, which have fewer than three points, such as annotation 1' in warning
+
+
+def test_listed_sizes_are_compared_with_the_images(folder):
+    def turned(path: Path, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(path, exif=exif)
+
+    images = Path('data/shapes/train')
+    first('images', file_name='a.jpg', width=40, height=32)(None)
+    cfg = Config.fromfile(DETECTION)
+    turned(images / 'a.jpg', 1)
+    assert check_datasets(cfg) == []
+    # mmcv turns the image, so that boxes that were made for 40x32 do not fit any more.
+    turned(images / 'a.jpg', 6)
+    assert mmcv.imread(str(images / 'a.jpg')).shape == (40, 32, 3)
+    (warning,) = check_datasets(cfg)
+    assert '1 of 6 images that were looked at are turned when they are read' in warning
+    assert 'such as data/shapes/train/a.jpg, listed as 40x32; if boxes do not fit, set color_' in (
+        warning
+    )
+    for split in ('train', 'val', 'test'):
+        step = cfg[f'{split}_dataloader'].dataset.pipeline[0]
+        assert step.type == 'LoadImageFromFile'
+        step.color_type = 'color_ignore_orientation'
+    assert check_datasets(cfg) == []
+    # Listed as it is after turning.
+    first('images', width=32, height=40)(None)
+    assert check_datasets(Config.fromfile(DETECTION)) == []
+    first('images', width=80, height=64)(None)
+    (warning,) = check_datasets(Config.fromfile(DETECTION))
+    assert '1 of 6 images that were looked at do not have the size that is listed' in warning
+    assert 'such as data/shapes/train/a.jpg, listed as 80x64, but 40x32' in warning

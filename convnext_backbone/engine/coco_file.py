@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine import fileio
@@ -16,6 +16,9 @@ IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
 
 # Boxes may reach this far outside of the image, in pixels: files round coordinates.
 TOLERANCE = 1
+
+# The coordinates of a polygon of three points. mmdet leaves out shorter ones.
+SHORTEST = 6
 
 
 def read_coco(path: str | Path, backend_args: dict | None = None) -> dict:
@@ -65,6 +68,18 @@ def is_outside(box: Sequence[float], width: int, height: int) -> bool:
     return x < low or y < low or x + w > right or y + h > bottom
 
 
+def has_mask(entry: Mapping) -> bool:
+    """Whether an object has a mask that mmdet takes: run lengths or a polygon of three points."""
+    mask = entry.get('segmentation') or []
+    return isinstance(mask, Mapping) or any(len(polygon) >= SHORTEST for polygon in mask)
+
+
+def has_short_polygon(entry: Mapping) -> bool:
+    """Whether one of the polygons of an object has fewer than three points."""
+    mask = entry.get('segmentation') or []
+    return isinstance(mask, list) and any(len(polygon) < SHORTEST for polygon in mask)
+
+
 def _check_images(path: str | Path, images: list[dict]) -> None:
     if not images:
         raise ValueError(f'{path} lists no images: there is nothing to train or test on')
@@ -73,7 +88,8 @@ def _check_images(path: str | Path, images: list[dict]) -> None:
         if lacking:
             raise ValueError(f'{path} has an image without {", ".join(lacking)}: {image}')
         sides = image['width'], image['height']
-        if not image['file_name'] or not all(_is_number(side) and side > 0 for side in sides):
+        has_size = all(_is_number(side) and side > 0 for side in sides)
+        if not has_size or not isinstance(image['file_name'], str) or not image['file_name']:
             raise ValueError(f'{path} has an image without a file name or a size: {image}')
     if len({image['id'] for image in images}) < len(images):
         raise ValueError(f'{path} uses an image id twice: each image needs its own')
@@ -93,6 +109,16 @@ def _check_objects(path: str | Path, objects: list[dict]) -> None:
             raise ValueError(
                 f'{path}: the bbox of annotation {entry.get("id")} must be [x, y, width, height], '
                 f'got {entry["bbox"]}'
+            )
+        if not _is_number(entry['area']):
+            raise ValueError(
+                f'{path}: the area of annotation {entry["id"]} must be a number of square pixels, '
+                f'got {entry["area"]!r}'
+            )
+        if entry.get('iscrowd', 0) not in (0, 1):
+            raise ValueError(
+                f'{path}: iscrowd of annotation {entry["id"]} must be 0 or 1, '
+                f'got {entry["iscrowd"]!r}'
             )
         if not _is_mask(entry.get('segmentation')):
             raise ValueError(

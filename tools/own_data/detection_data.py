@@ -10,7 +10,7 @@ from pathlib import Path
 from own_data.foreign_formats import check_is_coco
 
 from convnext_backbone.checkpoint.names import listed
-from convnext_backbone.engine.coco_file import is_outside, read_coco
+from convnext_backbone.engine.coco_file import has_mask, is_outside, read_coco
 
 # COCO's bounds of the area, in square pixels.
 SMALL, MEDIUM = 32**2, 96**2
@@ -88,8 +88,8 @@ class Split:
 
     @cached_property
     def without_mask(self) -> int:
-        """The number of objects without a segmentation."""
-        return sum(not entry.get('segmentation') for entry in self.objects)
+        """The number of objects without a segmentation that mmdet takes."""
+        return sum(not has_mask(entry) for entry in self.objects)
 
     @property
     def rows(self) -> dict[str, int]:
@@ -199,7 +199,8 @@ def check_splits(train: Split, val: Split, with_masks: bool, box_heads: list[str
         if with_masks and split.without_mask:
             raise ValueError(
                 f'{split.without_mask} of {len(split.objects)} objects in {split.file} have no '
-                f'segmentation, which this head needs: choose --head {" or ".join(box_heads)}'
+                'segmentation, or none with three points, which this head needs: choose --head '
+                f'{" or ".join(box_heads)}'
             )
 
 

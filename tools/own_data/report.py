@@ -9,9 +9,11 @@ import cv2
 import matplotlib
 import numpy as np
 from own_data.detection_data import Split
-from own_data.segmentation_data import IGNORED, MaskSplit
+from own_data.segmentation_data import IGNORED, MaskSplit, read_mask
 from rich.console import Console
 from rich.table import Table
+
+from convnext_backbone.engine.coco_file import SHORTEST, has_mask
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -74,7 +76,7 @@ def draw_objects(split: Split, path: Path) -> None:
             label = str(names.get(entry['category_id'], 'unknown'))
             box = dict(facecolor=color, edgecolor='none', pad=1)
             axis.text(x, y, label, fontsize=7, color='white', va='bottom', bbox=box, clip_on=True)
-            if entry.get('segmentation'):
+            if has_mask(entry):
                 axis.contour(_mask(entry['segmentation'], *pixels.shape[:2]), [0.5], colors=[color])
         axis.set_title(image['file_name'], fontsize=8)
 
@@ -94,7 +96,7 @@ def draw_masks(split: MaskSplit, path: Path) -> None:
 
     def draw(axis: Axes, name: str) -> None:
         image = _read(split.images / f'{name}{split.suffixes[0]}') / 255
-        mask = cv2.imread(str(split.masks / f'{name}{split.suffixes[1]}'), cv2.IMREAD_UNCHANGED)
+        mask = read_mask(split.masks / f'{name}{split.suffixes[1]}')
         axis.imshow(0.5 * image + 0.5 * palette[mask])
         axis.set_title(name, fontsize=8)
 
@@ -130,6 +132,8 @@ def _read(path: Path) -> np.ndarray:
 
 def _mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
     """Polygons or run lengths as a mask."""
+    if isinstance(segmentation, list):  # pycocotools takes two points for a box
+        segmentation = [polygon for polygon in segmentation if len(polygon) >= SHORTEST]
     if isinstance(segmentation, dict) and isinstance(segmentation['counts'], str):
         return coco_masks.decode(segmentation)
     found = coco_masks.frPyObjects(segmentation, height, width)

@@ -6,8 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
+import numpy as np
+from PIL import Image
 from rich.progress import track
+
+from convnext_backbone.engine.image_checks import read_size, spread
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -74,8 +77,7 @@ def read_mask_split(name: str, images: Path, masks: Path) -> MaskSplit:
     missing = [name for name in names if name not in masked]
     split = MaskSplit(name, images, masks, suffixes, names, missing)
     here = [name for name in names if name in masked]
-    step = -(-len(here) // MAX_MASKS) or 1
-    for stem in track(here[::step], description=f'reading the masks of {name}'):
+    for stem in track(spread(here, MAX_MASKS), description=f'reading the masks of {name}'):
         _count(split, stem)
     return split
 
@@ -114,7 +116,8 @@ def check_mask_splits(train: MaskSplit, val: MaskSplit) -> None:
         if split.of_another_size:
             raise ValueError(
                 f'{len(split.of_another_size)} masks in {split.masks} have another size than '
-                f'their image, such as {split.of_another_size[0]}{split.suffixes[1]}'
+                f'their image, such as {split.of_another_size[0]}{split.suffixes[1]}: write them '
+                'in the size of the image, turned as its EXIF data say'
             )
     if count_classes(train, val) < 2:
         values = sorted({*train.pixels, *val.pixels})
@@ -135,20 +138,36 @@ def _suffix(folder: Path) -> str:
     return next(iter(found))
 
 
-def _count(split: MaskSplit, stem: str) -> None:
-    path = split.masks / f'{stem}{split.suffixes[1]}'
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    image = cv2.imread(str(split.images / f'{stem}{split.suffixes[0]}'), cv2.IMREAD_UNCHANGED)
-    if mask is None or image is None:
-        raise ValueError(f'cannot read {stem} as image and mask: write it again')
-    if mask.ndim != 2 or mask.dtype != 'uint8':
+def read_mask(path: Path) -> np.ndarray:
+    """Reads a mask as mmseg does: the numbers in it, also if they stand for colours of a palette.
+
+    Raises:
+        ValueError: If it cannot be read, or is not of one channel of 8 bits.
+    """
+    try:
+        with Image.open(path) as file:
+            mask = np.array(file)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f'cannot read the mask {path} ({error}): write it again') from error
+    if mask.ndim != 2 or mask.dtype not in (bool, np.uint8):
         raise ValueError(
             f'{path} must have one channel of 8 bits with the number of a class in each pixel, '
             f'got the shape {mask.shape} and {mask.dtype}'
         )
-    if mask.shape != image.shape[:2]:
+    return mask.astype(np.uint8)
+
+
+def _count(split: MaskSplit, stem: str) -> None:
+    mask = read_mask(split.masks / f'{stem}{split.suffixes[1]}')
+    image = split.images / f'{stem}{split.suffixes[0]}'
+    found = read_size(str(image))
+    if found is None:
+        raise ValueError(f'cannot read {image} as an image: write it again')
+    size, turns = found
+    # mmseg turns images as their EXIF data say, but not masks.
+    if mask.shape != (size if turns else size[::-1]):
         split.of_another_size.append(stem)
-    counts = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()
+    counts = np.bincount(mask.ravel(), minlength=256)
     present = {value: int(n) for value, n in enumerate(counts) if n}
     split.read += 1
     split.instances.update(present.keys())

@@ -1,0 +1,62 @@
+"""Compares the values in masks with the number of classes, as mmseg reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from mmengine.registry import TRANSFORMS
+
+from .image_checks import spread
+
+# Of more masks, this many, evenly spread, are read.
+MAX_MASKS = 200
+
+
+def check_masks(infos: Sequence[dict], loading: Mapping, count: int, ignored: int) -> None:
+    """Checks the values in masks, after ``reduce_zero_label`` and ``label_map``.
+
+    Args:
+        infos: The entries of mmseg's dataset. Of more than ``MAX_MASKS``, only so many, evenly
+            spread, are read.
+        loading: The ``LoadAnnotations`` of its pipeline.
+        count: The number of classes.
+        ignored: The value of pixels without a class.
+
+    Raises:
+        ValueError: If a mask cannot be read or has several channels, or if a value is neither
+            that of a class nor ``ignored``.
+    """
+    # With one class, mmseg takes 0 for the background and 1 for the class.
+    known = {*range(max(count, 2)), ignored}
+    load = TRANSFORMS.build(dict(loading))
+    chosen = spread(infos, MAX_MASKS)
+    wrong = {}
+    for info in chosen:
+        path = info['seg_map_path']
+        try:
+            mask = load(dict(info))['gt_seg_map']
+        except OSError as error:
+            raise ValueError(f'cannot read the mask {path} ({error}): write it again') from error
+        if mask.ndim != 2:
+            raise ValueError(
+                f'the mask {path} has several channels, an array of shape {mask.shape}: write '
+                'masks with one channel that holds the number of the class of each pixel'
+            )
+        if unknown := sorted({*np.unique(mask).tolist()} - known):
+            wrong[path] = unknown
+    if wrong:
+        path, values = next(iter(wrong.items()))
+        raise ValueError(
+            f'{len(wrong)} of {len(chosen)} masks that were looked at have values that are neither '
+            f'0 to {max(known - {ignored})} for the {count} classes nor {ignored} for ignored '
+            f'pixels, such as {", ".join(map(str, values[:5]))} in {path}: write such values, or '
+            'set metainfo.classes and num_classes of all heads to the classes of the masks'
+            f'{_zero_hint(infos[0], values, count)}'
+        )
+
+
+def _zero_hint(info: Mapping, values: Sequence[int], count: int) -> str:
+    if info.get('reduce_zero_label') or values != [count]:
+        return ''
+    return '; or, if 0 means no class, set reduce_zero_label=True in the datasets'
