@@ -6,16 +6,19 @@ import json
 import runpy
 import shutil
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from helpers import REPO, run_tool
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
+from PIL import Image
 
 from convnext_backbone import ConvNextForImageClassification
 from convnext_backbone.engine import check_datasets, check_model
@@ -160,13 +163,21 @@ def test_configs_of_every_head_fit_data_and_machine(head, folder):
     assert cfg.train_cfg.val_interval == length // 12
 
 
+def comment(text: str) -> str:
+    """The comment at the top of a config, in one line."""
+    lines = takewhile(lambda line: line.startswith('# '), text.splitlines())
+    return ' '.join(line.removeprefix('# ') for line in lines)
+
+
 def test_weights_and_architectures(folder):
     out = folder / 'out.py'
     text = write_text('cascade-mask-rcnn', 'large', 1, None, out)
     assert 'cascade-mask-rcnn_convnext-l_fpn' in text  # the recipe of this architecture
     assert 'convnext_large_22k_224.pth' in text
     text = write_text('fcos', 'v2-tiny', 1, None, out)
-    assert "# CC-BY-NC-4.0: not for commercial use.\ncheckpoint = '" in text
+    assert (
+        'Weights: Meta, pre-trained on FCMAE, ImageNet-1K, CC-BY-NC-4.0, not for commercial use.'
+    ) in comment(text)
     assert 'im1k/convnextv2_tiny_1k_224_ema.pt' in text
 
     model = ConvNextForImageClassification('atto', num_labels=2)
@@ -176,10 +187,57 @@ def test_weights_and_architectures(folder):
         write_text('retinanet', 'tiny', 1, None, out, 'weights.pth')
     model = ConvNextForImageClassification('atto', num_labels=2, stem='overlap')
     torch.save(model.state_dict(), 'weights.pth')
-    with pytest.raises(ValueError, match=r"needs \{'stem': 'overlap'\} in model.backbone"):
+    with pytest.raises(ValueError, match=r"needs stem='overlap' in model.backbone"):
         write_text('retinanet', 'atto', 1, None, out, 'weights.pth')
     with pytest.raises(FileNotFoundError, match=r'no such weights: none\.pth'):
         write_text('retinanet', 'tiny', 1, None, out, 'none.pth')
+
+
+def test_published_weights_are_compared_and_described(folder, capsys):
+    out = folder / 'out.py'
+    tiny = 'hf://facebook/dinov3-convnext-tiny-pretrain-lvd1689m'
+    text = write_text('retinanet', 'tiny', 1, None, out, tiny)
+    assert (
+        'Weights: Hugging Face, pre-trained on DINOv3 on LVD-1689M, DINOv3 License; accept the '
+        'licence on its page first.'
+    ) in comment(text)
+    assert max(map(len, text.splitlines())) <= 100
+    args = ('--head', 'fcos', '--weights', tiny, '--arch')
+    assert f'{tiny} is for --arch tiny, not --arch small' in refusal(capsys, *args, 'small', out)
+    overlap = 'hf://timm/convnext_atto_ols.a2_in1k'
+    args = ('--head', 'fcos', '--weights', overlap, '--arch', 'atto')
+    assert f"{overlap} needs stem='overlap_tiered' in model.backbone, which no recipe" in refusal(
+        capsys, *args, out
+    )
+    # A downloaded file has the name of its address.
+    model = ConvNextForImageClassification('v2-atto', num_labels=2)
+    torch.save(model.state_dict(), 'convnextv2_atto_1k_224_ema.pt')
+    args = ('--head', 'fcos', '--weights', 'convnextv2_atto_1k_224_ema.pt', '--arch', 'v2-atto')
+    printed = new_config(*args, out)
+    assert (
+        'weights: convnextv2_atto_1k_224_ema.pt\n'
+        '  Meta, pre-trained on FCMAE, ImageNet-1K, CC-BY-NC-4.0, not for commercial use\n'
+    ) in printed
+    assert 'weights: ' not in new_config('--head', 'fcos', '--weights', 'none', 'other.py')
+
+
+def test_schedule_counts_the_steps_that_are_run(folder):
+    out = folder / 'out.py'
+    # 12 images: an epoch is one step of all of them, however large the batch.
+    text = write_text('faster-rcnn', 'atto', 4, 4, out)
+    assert '# 300 epochs, 300 steps of 12 images; the recipe has 12 epochs of 117266.' in text
+    # And two steps with a batch of 8: the second one has 4 images.
+    text = write_text('faster-rcnn', 'atto', 1, 8, out)
+    assert '# 300 epochs, 600 steps of 8 images;' in text
+    out.write_text(text)
+    cfg = Config.fromfile(out)
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    with DATASETS.switch_scope_and_registry('mmdet'):
+        loader = Runner.build_dataloader(cfg.train_dataloader)
+    assert len(loader) * cfg.train_cfg.max_epochs == 600
+    # Without epochs, the loader starts again in the middle of a batch.
+    text = write_text('upernet', 'small', 1, 16, out)
+    assert '# 300 epochs, 225 steps of 16 images;' in text
 
 
 def test_clip_weights_get_images_as_clip_normalises_them(folder):
@@ -240,8 +298,20 @@ def test_masks_are_counted_and_drawn(folder, capsys):
     assert rows['masks with class 2'][0] == str(sum((mask == 2).any() for mask in masks))
     assert cv2.imread('out.png').shape[0] > 800
 
+    for path in Path('data/shapes/masks/train').iterdir():
+        with Image.open(path) as file:
+            plain = np.array(file)
+        # The values stay, and stand for colours.
+        palette = Image.fromarray(plain)
+        palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+        palette.save(path)
+        assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).ndim == 3
+    again = new_config(*args, 'palette.py', data=SEGMENTATION)
+    assert {row[0]: row[1:] for row in table(again)} == rows
+    np.testing.assert_array_equal(cv2.imread('palette.png'), cv2.imread('out.png'))
+
     mask = Path('data/shapes/masks/train/000001.png')
-    original = cv2.imread(str(mask), 0)
+    original = np.array(Image.open(mask))
     cv2.imwrite(str(mask), original[:32])
     args = (*args, 'other.py')
     assert '1 masks in data/shapes/masks/train have another size' in refusal(
@@ -254,8 +324,8 @@ def test_masks_are_counted_and_drawn(folder, capsys):
         capsys, *args, data=SEGMENTATION
     )
     for path in Path('data/shapes/masks').rglob('*.png'):
-        cv2.imwrite(str(path), 255 * (cv2.imread(str(path), 0) > 0))
-    cv2.imwrite(str(mask), 255 * (original > 0))
+        cv2.imwrite(str(path), 255 * (np.array(Image.open(path)) > 0).astype(np.uint8))
+    cv2.imwrite(str(mask), 255 * (original > 0).astype(np.uint8))
     assert 'only the values [0, 255], but 255 is ignored' in refusal(
         capsys, *args, data=SEGMENTATION
     )
@@ -268,9 +338,7 @@ def test_data_that_cannot_be_used_are_refused(folder, capsys):
     original = Path(ANNOTATIONS['train']).read_text()
 
     edit(lambda content: content['annotations'][0].pop('segmentation'))
-    assert 'no segmentation, which this head needs: choose --head faster-rcnn or' in refusal(
-        capsys, *args
-    )
+    assert 'which this head needs: choose --head faster-rcnn or' in refusal(capsys, *args)
     splits = [read_split(n, *map(Path, args)) for n, (_, *args) in DETECTION.items()]
     check_splits(*splits, with_masks=False, box_heads=[])
     Path(ANNOTATIONS['train']).write_text(original)

@@ -19,6 +19,7 @@ import check_environment  # noqa: F401
 from mmengine.config import Config
 from own_data import detection, segmentation
 from own_data.detection_data import check_splits, find_doubts, read_split
+from own_data.recipes import describe_weights
 from own_data.report import console, draw_masks, draw_objects, print_tables
 from own_data.segmentation_data import (
     check_mask_splits,
@@ -60,13 +61,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_file(path)
 
 
-def write(text: str, draw, split, out: Path) -> list[str]:
-    """Writes the config and the picture, both or none; returns warnings of the checks."""
+def write(text: str, draw, split, out: Path) -> tuple[Config, list[str]]:
+    """Writes the config and the picture, both or none; returns the config and its warnings."""
     with whole_file(out) as part, whole_file(out.with_suffix('.png')) as picture:
         part.write_text(text)
-        warnings = check_datasets(Config.fromfile(part), ('train', 'val'))
+        cfg = Config.fromfile(part)
+        warnings = check_datasets(cfg, ('train', 'val'))
         draw(split, picture)
-    return warnings
+    return cfg, warnings
 
 
 def new_config(args: argparse.Namespace) -> None:
@@ -90,8 +92,12 @@ def new_config(args: argparse.Namespace) -> None:
         console.print(f'warning: {doubt}', style='yellow')
     check(*arguments)
     text = write_config(*options, train, val, args.gpus, args.batch, args.out)
-    for warning in write(text, draw, train, args.out):
+    cfg, warnings = write(text, draw, train, args.out)
+    for warning in warnings:
         console.print(f'warning: {warning}', style='yellow')
+    weights = (cfg.model.backbone.init_cfg or {}).get('checkpoint')
+    if weights and (description := describe_weights(weights)):
+        console.print(f'weights: {weights}\n  {description}')
     start = f'tools/dist_train.sh {args.out} {args.gpus}' if args.gpus > 1 else ''
     console.print(
         f'{args.out} is the config, {args.out.with_suffix(".png")} shows annotated images: look at '

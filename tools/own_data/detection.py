@@ -15,6 +15,7 @@ from own_data.recipes import (
     base_line,
     checkpoint_settings,
     choose_weights,
+    header,
     map_channels,
     normalization_settings,
     training_settings,
@@ -149,11 +150,11 @@ def write_detection_config(
         Setting('test_evaluator', Code('val_evaluator')),
         *training_settings(recipe, base, arch, weights, images, gpus, batch),
     ]
-    title = (
-        f'# {recipe.title} with ConvNeXt {arch} for {len(train.classes)} classes, {images} images '
-        f'with objects.\n# Written by tools/new_config.py; change what you like.\n'
+    what = (
+        f'{recipe.title} with ConvNeXt {arch} for {len(train.classes)} classes, {images} images '
+        'with objects.'
     )
-    return title + '\n'.join(map(str, settings)) + '\n'
+    return header(what, weights) + '\n'.join(map(str, settings)) + '\n'
 
 
 def class_settings(base: Config) -> dict:

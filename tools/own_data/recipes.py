@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 from mmengine.config import Config
-from own_data.config_text import Code, Setting
+from own_data.config_text import WIDTH, Code, Setting
 
-from convnext_backbone import infer_arch, list_pretrained
+from convnext_backbone import PublishedWeights, infer_arch, list_pretrained
 from convnext_backbone.arch import ARCHS, Variant, resolve_arch
 from convnext_backbone.extraction.preprocessing import NORMALIZATIONS, normalization_of
 
@@ -61,7 +62,8 @@ def choose_weights(arch: str, given: str | None, base: Config) -> str | None:
 
     Raises:
         FileNotFoundError: If a given file does not exist.
-        ValueError: If it is one of another architecture, or of a relative of ConvNeXt.
+        ValueError: If it is one of another architecture, or of a relative of ConvNeXt, as far as
+            this is known without a download: for files, and for published weights.
     """
     if given == 'none':
         return None
@@ -79,23 +81,58 @@ def choose_weights(arch: str, given: str | None, base: Config) -> str | None:
             raise ValueError(f'{given} holds a {found}, not --arch {arch}')
         variant = {key: arguments[key] for key in vars(Variant()) if key in arguments}
         if variant:
-            raise ValueError(
-                f'{given} needs {variant} in model.backbone, which no recipe has: write the config '
-                'with --weights none, then add these arguments and init_cfg'
-            )
+            given_arguments = ', '.join(f'{key}={value!r}' for key, value in variant.items())
+            raise ValueError(_needs_arguments(given, given_arguments))
+    elif published := find_published(given):
+        if published.arch != arch:
+            raise ValueError(f'{given} is for --arch {published.arch}, not --arch {arch}')
+        if published.note.startswith('needs '):
+            raise ValueError(_needs_arguments(given, published.note.removeprefix('needs ')))
     return given
+
+
+def _needs_arguments(weights: str, arguments: str) -> str:
+    return (
+        f'{weights} needs {arguments} in model.backbone, which no recipe has: write the config '
+        'with --weights none, then add these arguments and init_cfg'
+    )
+
+
+def find_published(weights: str) -> PublishedWeights | None:
+    """The published weights with this address; for a path, those of which it is a copy by name."""
+    name = weights if '://' in weights else Path(weights).name
+    for entry in list_pretrained():
+        if name in (entry.checkpoint, entry.checkpoint.rpartition('/')[2]):
+            return entry
+    return None
+
+
+def describe_weights(weights: str) -> str:
+    """Publisher, pre-training, licence and notes of published weights; empty for others."""
+    published = find_published(weights)
+    if published is None:
+        return ''
+    terms = ', not for commercial use' if published.non_commercial else ''
+    note = f'; {published.note}' if published.note else ''
+    return (
+        f'{published.source}, pre-trained on {published.pretraining}, {published.licence}{terms}'
+        f'{note}'
+    )
+
+
+def header(what: str, weights: str | None) -> str:
+    """The comment at the top of a config, with what is known of its weights."""
+    description = describe_weights(weights) if weights else ''
+    known = f' Weights: {description}.' if description else ''
+    text = f'{what} Written by tools/new_config.py; change what you like.{known}'
+    return ''.join(f'# {line}\n' for line in wrap(text, WIDTH - 2, break_on_hyphens=False))
 
 
 def checkpoint_settings(weights: str | None) -> list[Setting]:
     """The line that names the weights, if there are any."""
     if weights is None:
         return []
-    licences = [
-        f'{published.licence}: not for commercial use.'
-        for published in list_pretrained()
-        if published.checkpoint == weights and published.non_commercial
-    ]
-    return [Setting('checkpoint', weights, *licences)]
+    return [Setting('checkpoint', weights)]
 
 
 def backbone_settings(arch: str, weights: str | None) -> dict:
@@ -149,19 +186,22 @@ def training_settings(
     by_epoch = 'max_epochs' in base.train_cfg
     length = base.train_cfg.max_epochs if by_epoch else base.train_cfg.max_iters
     recipe_epochs = length if by_epoch else length * recipe_total / recipe.images
+    # The last step of an epoch may have fewer images; without epochs, images are never counted.
+    steps_per_epoch = math.ceil(images / total) if by_epoch else images / total
     # The epochs of the recipe, but not more images than there, and not too few steps.
     most = recipe_epochs * recipe.images / images
-    least = min(MIN_STEPS * total / images, MAX_EPOCHS)
+    least = min(MIN_STEPS / steps_per_epoch, MAX_EPOCHS)
     epochs = math.ceil(max(min(recipe_epochs, most), least))
-    steps = math.ceil(epochs * images / total)
+    steps = math.ceil(epochs * steps_per_epoch)
     new_length = epochs if by_epoch else steps
     interval = max(1, new_length // 12)
     loop = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=interval)
     if not by_epoch:
         loop = dict(type='IterBasedTrainLoop', max_iters=steps, val_interval=interval)
+    per_step = min(total, images) if by_epoch else total
     schedule = (
-        f'{epochs} epochs, {steps} steps of {total} images; the recipe has {recipe_epochs:.0f} '
-        f'epochs of {recipe.images}.'
+        f'{epochs} epochs, {steps} steps of {per_step} images; the recipe has '
+        f'{recipe_epochs:.0f} epochs of {recipe.images}.'
     )
     scale = total / recipe_total
     lr = base.optim_wrapper.optimizer.lr

@@ -13,6 +13,7 @@ from own_data.recipes import (
     base_line,
     checkpoint_settings,
     choose_weights,
+    header,
     map_channels,
     normalization_settings,
     training_settings,
@@ -91,11 +92,10 @@ def write_segmentation_config(
         Setting('test_dataloader', Code('val_dataloader')),
         *training_settings(recipe, base, arch, weights, len(train.names), gpus, batch),
     ]
-    title = (
-        f'# {recipe.title} with ConvNeXt {arch} for {len(names)} classes, {len(train.names)} '
-        f'images.\n# Written by tools/new_config.py; change what you like.\n'
+    what = (
+        f'{recipe.title} with ConvNeXt {arch} for {len(names)} classes, {len(train.names)} images.'
     )
-    return title + '\n'.join(map(str, settings)) + '\n'
+    return header(what, weights) + '\n'.join(map(str, settings)) + '\n'
 
 
 def head_settings(arch: str, weights: str | None, base: Config) -> dict:
