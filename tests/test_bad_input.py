@@ -375,6 +375,7 @@ CONFIGS = [
 ]
 
 OPTIONS = '--cfg-options'
+AMP = 'optim_wrapper.type=AmpOptimWrapper'
 COMMANDS = [
     train('no such config: none.py', config='none.py'),
     train('cannot read the config broken.py: .* never closed', config='broken.py'),
@@ -394,7 +395,18 @@ COMMANDS = [
     train('no such checkpoint: none.pth', '--resume', 'none.pth'),
     train('text.pth is truncated or damaged', '--resume', 'text.pth'),
     train('--amp needs', '--amp', OPTIONS, 'optim_wrapper.type=ApexOptimWrapper'),
-    *([] if torch.cuda.is_available() else [train('needs a GPU, .*: leave out --amp', '--amp')]),
+    *(
+        []
+        if torch.cuda.is_available()
+        else [
+            train('--amp needs a GPU, .*: leave out --amp', '--amp'),
+            train('in the config, needs a GPU, .*: add --cfg-options', OPTIONS, AMP),
+            train(
+                "needs a GPU, .*: set type='OptimWrapper' there without loss_scale and dtype;",
+                *(OPTIONS, AMP, 'optim_wrapper.loss_scale=1', 'optim_wrapper.dtype=bfloat16'),
+            ),
+        ]
+    ),
     train('no annotation file data/shapes/annotations/instances_train.json: check data_root'),
     train('set it to the folder with the classes', config=CLASSIFICATION),
     tool('test.py', 'no such checkpoint: none.pth', DETECTION, 'none.pth'),

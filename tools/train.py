@@ -26,14 +26,30 @@ def enable_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def check_amp(cfg: Config) -> None:
-    """Raises a ValueError if mmengine's mixed precision cannot run on this machine."""
-    device = get_device()
-    if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper' and device in ('cpu', 'mps'):
-        raise ValueError(
-            f"mmengine's AmpOptimWrapper needs a GPU, this machine has only {device}: leave out "
-            '--amp, or set optim_wrapper.type=OptimWrapper without loss_scale'
+def check_amp(cfg: Config, asked: bool) -> None:
+    """Raises a ValueError if mmengine's mixed precision cannot run on this machine.
+
+    Args:
+        cfg: The config.
+        asked: Whether ``--amp`` was given; if not, the config itself has mixed precision.
+    """
+    device, wrapper = get_device(), cfg.get('optim_wrapper', {})
+    if wrapper.get('type') != 'AmpOptimWrapper' or device not in ('cpu', 'mps'):
+        return
+    if asked:
+        raise ValueError(f'--amp needs a GPU, this machine has only {device}: leave out --amp')
+    # These have no place in the other wrapper, and options cannot remove them.
+    amp_only = [key for key in ('loss_scale', 'dtype') if key in wrapper]
+    raise ValueError(
+        f"mixed precision, optim_wrapper.type='AmpOptimWrapper' in the config, needs a GPU, this "
+        f'machine has only {device}: '
+        + (
+            f"set type='OptimWrapper' there without {' and '.join(amp_only)}"
+            if amp_only
+            else 'add --cfg-options optim_wrapper.type=OptimWrapper'
         )
+        + '; a config of tools/new_config.py can be written again with --gpus 0 --force'
+    )
 
 
 def main() -> None:
@@ -52,7 +68,7 @@ def main() -> None:
         cfg = load_config(args)
         if args.amp:
             enable_amp(cfg)
-        check_amp(cfg)
+        check_amp(cfg, args.amp)
         if args.resume or cfg.get('resume'):
             checkpoint = args.resume or cfg.get('load_from')
             resume_from(cfg, None if checkpoint == 'auto' else checkpoint)
