@@ -121,6 +121,25 @@ def test_scripts_say_what_to_do_outside_the_environment(path, tmp_path):
     assert 'environment that make demo creates' in line
 
 
+@pytest.mark.parametrize(
+    ('module', 'package'),
+    [
+        ('PIL', 'pillow'),
+        ('cv2', 'opencv-python'),
+        ('mmseg.apis', 'mmsegmentation'),
+        ('rich', 'rich'),
+    ],
+)
+def test_missing_libraries_are_named_as_pip_does(module, package, tmp_path):
+    (tmp_path / 'check_environment.py').symlink_to(REPO / 'tools/check_environment.py')
+    script = tmp_path / 'script.py'
+    script.write_text(f'import check_environment\nimport {module}')
+    command = [sys.executable, '-S', '-E', str(script)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert f'or pip install {package} in this one' in result.stderr
+
+
 def test_other_errors_of_imports_keep_their_traceback(tmp_path):
     script = tmp_path / 'script.py'
     (tmp_path / 'check_environment.py').symlink_to(REPO / 'tools/check_environment.py')
