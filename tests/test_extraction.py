@@ -207,6 +207,12 @@ def test_the_tool_writes_resumes_and_reports(folder, checkpoint, run_tool):
     assert code == 1 and '2 of 4 images are done already' in text
     assert (out / 'a.jpg.safetensors').stat().st_mtime_ns == before
     assert (out / 'b.png.safetensors').is_file()
+    # A missing picture is drawn, and the features are left as they are.
+    (out / 'pictures' / 'a.jpg.png').unlink()
+    code, text, _ = run_tool(*args)
+    assert code == 1 and '2 of 4 images are done already' in text
+    assert (out / 'pictures' / 'a.jpg.png').is_file()
+    assert (out / 'a.jpg.safetensors').stat().st_mtime_ns == before
     # Other settings would mix two kinds of features in one folder.
     code, _, errors = run_tool(*args[:3], '--format', 'safetensors', '--out', out)
     assert code == 2 and 'choose another folder' in errors

@@ -3,8 +3,9 @@
 python tools/extract_features.py IMAGE|FOLDER|GLOB... --arch tiny --checkpoint FILE
     --out-features stage2 stage4 --out DIR
 
-A second run continues an interrupted one: it skips images whose features are complete. Images that
-cannot be read are reported and skipped, and the exit status is then 1.
+A second run continues an interrupted one: it skips images whose features, and with --visualize also
+whose pictures, are complete. Images that cannot be read are reported and skipped, and the exit
+status is then 1.
 """
 
 from __future__ import annotations
@@ -84,15 +85,24 @@ def settings_of(args: argparse.Namespace, extractor: FeatureExtractor) -> dict:
     )
 
 
+def picture(args: argparse.Namespace, name: str) -> Path:
+    """The picture of an image's features."""
+    return args.out / 'pictures' / f'{name}.png'
+
+
 def extract(
     images: dict[str, Path], extractor: FeatureExtractor, store: Store, args: argparse.Namespace
 ) -> dict[str, str]:
-    """Extracts the features of all images that the store lacks.
+    """Extracts the features of all images that the store lacks, or that lack their picture.
 
     Returns:
         The errors of bad images, by name.
     """
-    todo = [(name, path) for name, path in images.items() if not store.has(name)]
+
+    def is_done(name: str) -> bool:
+        return store.has(name) and (not args.visualize or picture(args, name).is_file())
+
+    todo = [(name, path) for name, path in images.items() if not is_done(name)]
     if len(todo) < len(images):
         print(f'{len(images) - len(todo)} of {len(images)} images are done already')
     errors: dict[str, str] = {}
@@ -109,10 +119,10 @@ def extract(
                 yield name, prepared
 
     for name, features in extractor.extract(good(), args.batch_size):
-        store.add(name, features)
+        if not store.has(name):
+            store.add(name, features)
         if args.visualize:
-            image = read_image(images[name])
-            draw_features(image, features, args.out / 'pictures' / f'{name}.png')
+            draw_features(read_image(images[name]), features, picture(args, name))
         bar.update()
     bar.close()
     return errors
