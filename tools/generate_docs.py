@@ -6,32 +6,45 @@ Run it after a change of a public docstring or signature, or of the list of publ
 """
 
 from __future__ import annotations
+import __future__
 
 import argparse
+import ast
 import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 
 import check_environment  # noqa: F401
 
 import convnext_backbone
-from convnext_backbone import PublishedWeights, data, engine, list_pretrained
+from convnext_backbone import PublishedWeights, data, engine, extraction, list_pretrained
 from convnext_backbone.arch import ARCHS
-from convnext_backbone.models import base
+from convnext_backbone.models import base, deployed
 
 DOCS = Path(__file__).parents[1] / 'docs'
 NOTICE = '<!-- Written by tools/generate_docs.py: change the code, not this page. -->'
 
-# Names of the engine that the package itself does not export.
-ENGINE_ONLY = [name for name in engine.__all__ if name not in convnext_backbone.__all__]
+
+def only_in(module: ModuleType) -> list[str]:
+    """The names of a module that the package itself does not export."""
+    return [name for name in module.__all__ if name not in convnext_backbone.__all__]
+
+
 SECTIONS = (
     ('convnext_backbone', convnext_backbone, convnext_backbone.__all__),
     ('convnext_backbone.models.base', base, ['ConvNextBase']),
-    ('convnext_backbone.engine', engine, ENGINE_ONLY),
+    ('convnext_backbone.models.deployed', deployed, ['DeployedBackbone']),
+    ('convnext_backbone.extraction', extraction, only_in(extraction)),
+    ('convnext_backbone.engine', engine, only_in(engine)),
     ('convnext_backbone.data', data, data.__all__),
 )
+# Their modules need frameworks that need not be installed here: only their text is read.
+INTEGRATIONS = sorted((Path(convnext_backbone.__file__).parent / 'integrations').glob('[!_]*.py'))
 # The headings that Google's style has in docstrings.
-HEADINGS = ('Args', 'Attributes', 'Returns', 'Raises', 'Shape')
+HEADINGS = ('Args', 'Attributes', 'Returns', 'Yields', 'Raises', 'Shape', 'Example')
+# The methods that are documented, of the classes that define them.
+METHODS = ('forward', 'deploy', 'from_config', 'extract', 'prepare', 'output_shape')
 
 
 def api_page() -> str:
@@ -46,6 +59,9 @@ def api_page() -> str:
         parts.append(f'## `{title}`')
         for name in names:
             parts += document(name, getattr(module, name))
+    for path in INTEGRATIONS:
+        parts.append(f'## `convnext_backbone.integrations.{path.stem}`')
+        parts += document_source(path)
     return '\n\n'.join(parts) + '\n'
 
 
@@ -54,10 +70,41 @@ def document(name: str, entry: object) -> list[str]:
     parts = [f'### `{name}`', f'```text\n{name}{signature(entry)}\n```']
     parts += to_markdown(inspect.getdoc(entry) or '')
     if inspect.isclass(entry):
-        forward = vars(entry).get('forward')
-        if forward is not None and forward.__doc__:
-            parts.append(f'```text\nforward{signature(forward)}\n```')
-            parts += to_markdown(inspect.cleandoc(forward.__doc__))
+        for method_name in METHODS:
+            if method_name in vars(entry) and vars(entry)[method_name].__doc__:
+                method = getattr(entry, method_name)
+                parts.append(f'```text\n{method_name}{signature(method)}\n```')
+                parts += to_markdown(inspect.getdoc(method))
+    return parts
+
+
+class WithoutFramework(ast.NodeTransformer):
+    """Removes imports, and base classes and decorators that come from them."""
+
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
+        return None
+
+    visit_ImportFrom = visit_Import
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        node.bases = [base for base in node.bases if hasattr(convnext_backbone, ast.unparse(base))]
+        return self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.decorator_list = [d for d in node.decorator_list if ast.unparse(d) == 'property']
+        return node
+
+
+def document_source(path: Path) -> list[str]:
+    """The same parts for a whole module whose imports may fail."""
+    tree = WithoutFramework().visit(ast.parse(path.read_text(encoding='utf-8')))
+    code = compile(tree, path, 'exec', flags=__future__.annotations.compiler_flag)
+    names = dict(vars(convnext_backbone), __name__=path.stem)
+    exec(code, names)
+    parts = [plain_code(ast.get_docstring(tree) or '')]
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith('_'):
+            parts += document(node.name, names[node.name])
     return parts
 
 
@@ -67,7 +114,8 @@ def signature(entry: object) -> str:
     parameters = [p for name, p in found.parameters.items() if name != 'self']
     returns = '' if found.return_annotation in ('None', found.empty) else found.return_annotation
     # Annotations are strings, which print in quotes.
-    lines = [re.sub(r": '([^']*)'", r': \1', str(part)) for part in star_before(parameters)]
+    quoted = r": (?:ForwardRef\()?'([^']*)'\)?"
+    lines = [re.sub(quoted, r': \1', str(part)) for part in star_before(parameters)]
     text, end = ', '.join(lines), f') -> {returns}' if returns else ')'
     if len(text) <= 72:
         return f'({text}{end}'
@@ -92,8 +140,10 @@ def to_markdown(docstring: str) -> list[str]:
             parts.append(paragraph)
             continue
         parts.append(f'**{heading.removesuffix(":")}**')
-        if heading in ('Returns:', 'Shape:'):
+        if heading in ('Returns:', 'Yields:', 'Shape:'):
             parts.append(inspect.cleandoc(body))
+        elif heading == 'Example:':
+            parts.append(f'```text\n{inspect.cleandoc(body)}\n```')
         else:
             parts.append(to_list(body))
     return parts
