@@ -10,7 +10,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 
 matplotlib.use('Agg')
-from figures import draw_instances
+from figures import draw_instances, separate_labels
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
@@ -71,3 +71,27 @@ def test_labels_are_inside_of_the_picture(drawn):
         assert inside.y0 <= box.y0 < box.y1 <= inside.y1
         assert inside.x0 <= box.x0 < box.x1 <= inside.x1
         assert text.get_fontsize() >= 9
+
+
+def test_no_label_covers_another(tmp_path):
+    cv2.imwrite(str(tmp_path / 'image.png'), np.zeros((64, 80, 3), np.uint8))
+    # Three objects at one place near the top, and two near the bottom.
+    boxes = torch.tensor([[30.0, 12, 60, 30], [31, 12, 60, 30], [30, 13, 61, 31]])
+    boxes = torch.cat([boxes, torch.tensor([[20.0, 60, 40, 63], [21, 59, 40, 63]])])
+    masks = np.zeros((5, 64, 80), np.uint8)
+    sample = DetDataSample(metainfo=dict(img_path=str(tmp_path / 'image.png')))
+    found = dict(bboxes=boxes, labels=torch.tensor([0, 1, 0, 1, 0]))
+    sample.gt_instances = InstanceData(**found, masks=BitmapMasks(masks, 64, 80))
+    found.update(masks=torch.from_numpy(masks).bool(), scores=torch.full((5,), 0.9))
+    sample.pred_instances = InstanceData(**found)
+    figure, axis = plt.subplots(figsize=(7, 3), layout='constrained')
+    draw_instances(axis, sample, META)
+    separate_labels(axis)
+    figure.canvas.draw()
+    inside = axis.get_window_extent()
+    labels = [text.get_bbox_patch().get_window_extent() for text in axis.texts]
+    assert len(labels) == 10
+    for i, box in enumerate(labels):
+        assert not any(box.overlaps(other) for other in labels[:i])
+        assert inside.y0 <= box.y0 < box.y1 <= inside.y1
+    plt.close(figure)

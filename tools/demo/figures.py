@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.transforms import Bbox
 
 # An outline must be seen on every object and ground.
 HALO = [patheffects.withStroke(linewidth=4, foreground='white')]
@@ -75,7 +76,28 @@ def _outline(axis: Axes, instances: InstanceData, meta: dict, left: int) -> None
             weight='bold',
             bbox=dict(facecolor=color, edgecolor='none', pad=1),
             clip_on=True,
+            in_layout=False,
         )
+
+
+def separate_labels(axis: Axes) -> None:
+    """Moves labels towards the middle of the image until none covers another one.
+
+    The figure must have its final size.
+    """
+    axis.figure.draw_without_rendering()
+    middle = axis.get_window_extent().get_points()[:, 1].mean()
+    placed: list[Bbox] = []
+    for text in axis.texts:
+        box = original = text.get_bbox_patch().get_window_extent()
+        is_high = bool(box.y0 + box.y1 > 2 * middle)
+        for other in sorted(placed, key=lambda b: b.y0, reverse=is_high):
+            if box.overlaps(other):
+                box = box.translated(0, other.y0 - box.y1 - 1 if is_high else other.y1 - box.y0 + 1)
+        placed.append(box)
+        x, y = axis.transData.transform(text.get_position())
+        moved = (x, y + box.y0 - original.y0)
+        text.set_y(axis.transData.inverted().transform(moved)[1])
 
 
 def draw_segments(axis: Axes, sample: BaseDataElement, meta: dict) -> None:
@@ -145,6 +167,8 @@ def _save(figure: Figure, meta: dict, path: Path) -> None:
     height, width = figure.axes[0].images[0].get_size()
     # Inches; a title needs 0.4 and the legend 0.5.
     figure.set_size_inches(7 * grid.ncols, grid.nrows * (7 * height / width + 0.4) + 0.5)
+    for axis in figure.axes:
+        separate_labels(axis)
     with whole_file(path) as part:
         figure.savefig(part, dpi=100)
     plt.close(figure)
