@@ -29,7 +29,7 @@ from matplotlib.transforms import Bbox
 HALO = [patheffects.withStroke(linewidth=4, foreground='white')]
 
 
-def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: float = 0.8) -> None:
+def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: float = 0.7) -> None:
     """Draws ground truth (left) and prediction (right) of one image.
 
     Objects get outlines, boxes and labels in the colour of their class. They keep their own colour.
@@ -38,7 +38,7 @@ def draw_instances(axis: Axes, sample: BaseDataElement, meta: dict, score_thr: f
         axis: Where to draw.
         sample: mmdet's data sample with annotations and predictions.
         meta: ``classes`` and ``palette`` of the dataset.
-        score_thr: Predictions with a lower score are not drawn. Default: 0.8.
+        score_thr: Predictions with a lower score are not drawn. Default: 0.7.
     """
     image = mmcv.imread(sample.img_path, channel_order='rgb')
     width = image.shape[1]
@@ -76,7 +76,6 @@ def _outline(axis: Axes, instances: InstanceData, meta: dict, left: int) -> None
             weight='bold',
             bbox=dict(facecolor=color, edgecolor='none', pad=1),
             clip_on=True,
-            in_layout=False,
         )
 
 
@@ -118,6 +117,7 @@ def draw_segments(axis: Axes, sample: BaseDataElement, meta: dict) -> None:
 def _show(axis: Axes, sample: BaseDataElement, parts: list[np.ndarray], title: str) -> None:
     """Shows images of one size side by side."""
     axis.imshow(np.hstack(parts))
+    axis.autoscale(False)  # a box at the edge of the image must not shrink it
     for i in range(1, len(parts)):
         axis.axvline(i * parts[0].shape[1] - 0.5, color='white')
     axis.set_title(f'{Path(sample.img_path).name}: {title}', fontsize=10)
