@@ -106,6 +106,12 @@ def check_file(path: str | Path) -> None:
     check_folder(Path(path).parent)
 
 
+def shorten(path: str | Path) -> Path:
+    """Makes a path relative to the current folder, if it is below."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path beside a file, and renames it when the block has succeeded.

@@ -276,7 +276,9 @@ def test_what_the_data_hold_is_printed_and_drawn(folder):
     assert 'train: 1 images without annotation' in printed
     assert 'train: 1 boxes reach outside their image' in printed
     assert 'reach outside their image, such as annotation 2' in printed
-    assert 'python tools/train.py new/out.py' in printed
+    assert f'python {TOOLS}/train.py new/out.py' in printed
+    missing = 'the config is for a GPU (--gpus 1), and this machine has none: to train here'
+    assert (missing in printed) != torch.cuda.is_available()
     picture = cv2.imread('new/out.png')
     assert picture.shape[0] > 800
     # The axes hold coloured shapes, not only white.

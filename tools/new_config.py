@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 import check_environment  # noqa: F401
+import torch
 from mmengine.config import Config
 from own_data import detection, segmentation
 from own_data.detection_data import check_splits, find_doubts, read_split
@@ -29,7 +30,7 @@ from own_data.segmentation_data import (
 )
 
 from convnext_backbone.arch import ARCHS
-from convnext_backbone.command_line import check_file, usage_errors, whole_file
+from convnext_backbone.command_line import check_file, shorten, usage_errors, whole_file
 from convnext_backbone.engine import check_datasets
 
 HEADS = {'detection': detection.HEADS, 'segmentation': segmentation.HEADS}
@@ -98,10 +99,19 @@ def new_config(args: argparse.Namespace) -> None:
     weights = (cfg.model.backbone.init_cfg or {}).get('checkpoint')
     if weights and (description := describe_weights(weights)):
         console.print(f'weights: {weights}\n  {description}')
-    start = f'tools/dist_train.sh {args.out} {args.gpus}' if args.gpus > 1 else ''
+    if args.gpus and not torch.cuda.is_available():
+        console.print(
+            f'warning: the config is for a GPU (--gpus {args.gpus}), and this machine has none: to '
+            'train here, write it again with --gpus 0 --force',
+            style='yellow',
+        )
+    tools = shorten(Path(__file__).parent)
+    start = f'python {tools}/train.py {args.out}'
+    if args.gpus > 1:
+        start = f'{tools}/dist_train.sh {args.out} {args.gpus}'
     console.print(
         f'{args.out} is the config, {args.out.with_suffix(".png")} shows annotated images: look at '
-        f'both, then\n  {start or f"python tools/train.py {args.out}"}'
+        f'both, then\n  {start}'
     )
 
 

@@ -26,7 +26,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-from convnext_backbone.command_line import check_folder, usage_errors
+from convnext_backbone.command_line import check_folder, shorten, usage_errors
 from convnext_backbone.engine import missing_operators
 
 REPO = Path(__file__).resolve().parents[2]
@@ -129,12 +129,6 @@ def print_next_steps(task: Task, checkpoint: str, work_dir: str, device: str) ->
         '  # train it\n'
         f'  {python} {tools}/train.py my_config.py'
     )
-
-
-def shorten(path: str | Path) -> Path:
-    """Makes a path relative to the current folder, if it is below."""
-    path = Path(path)
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def main() -> None:

@@ -57,10 +57,8 @@ class MaskSplit:
             'images without mask': len(self.missing),
             'masks that were read': self.read,
             'of another size than their image': len(self.of_another_size),
-            'megapixels with a class': round(
-                sum(n for value, n in self.pixels.items() if value != IGNORED) / 1e6
-            ),
-            f'megapixels that are ignored ({IGNORED})': round(self.pixels[IGNORED] / 1e6),
+            'pixels with a class': self.pixels.total() - self.pixels[IGNORED],
+            f'pixels that are ignored ({IGNORED})': self.pixels[IGNORED],
         }
 
 
