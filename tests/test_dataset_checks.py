@@ -386,7 +386,10 @@ def test_of_many_masks_some_are_read(folder, monkeypatch):
 def test_short_polygons_beside_others_are_a_warning(folder):
     edit(lambda content: content['annotations'][0]['segmentation'].append([1, 2, 3, 4]))(None)
     (warning,) = check_datasets(Config.fromfile(DETECTION))
-    assert 'lose polygons, which have fewer than three points, such as annotation 1' in warning
+    assert (
+        'have polygons of fewer than three points, which mmdet leaves out, such as annotation 1'
+        in warning
+    )
 
 
 def test_listed_sizes_are_compared_with_the_images(folder):
@@ -421,3 +424,15 @@ def test_listed_sizes_are_compared_with_the_images(folder):
     (warning,) = check_datasets(Config.fromfile(DETECTION))
     assert '1 of 6 images that were looked at do not have the size that is listed' in warning
     assert 'such as data/shapes/train/a.jpg, listed as 80x64, but 40x32' in warning
+
+
+def test_masks_of_listed_images_are_checked(folder):
+    cfg = Config.fromfile(SEGMENTATION)
+    Path('data/shapes/train.txt').write_text('000002\n000003\n')
+    cfg.train_dataloader.dataset.ann_file = 'train.txt'
+    masks = Path('data/shapes/masks/train')
+    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000001.png')
+    assert check_datasets(cfg) == []
+    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000003.png')
+    with pytest.raises(ValueError, match=r'1 of 2 masks .* such as 9 in .*000003\.png'):
+        check_datasets(cfg)

@@ -214,13 +214,13 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
         (unlisted, 'are left out, their images are not listed'),
         (empty, 'are left out, they have no area or are narrower than a pixel'),
         (outside, 'reach outside their image'),
-        (short, 'lose polygons, which have fewer than three points'),
+        (short, 'have polygons of fewer than three points, which mmdet leaves out'),
     )
     for found, what in kinds:
         if found:
             warnings.append(
                 f'{path}: {len(found)} of {len(objects)} annotations {what}, such as annotation '
-                f'{found[0].get("id")} of image {found[0]["image_id"]}, box {found[0]["bbox"]}'
+                f'{found[0].get("id")} of image {found[0]["image_id"]!r}, box {found[0]["bbox"]}'
             )
     return warnings
 
