@@ -70,7 +70,7 @@ def check_headers(
     """
     if not loading:
         return []
-    # As mmcv reads them: all other ways of reading turn images as their EXIF data say.
+    # mmcv turns images as their EXIF data say, unless it is told not to.
     turns = not str(loading.get('color_type', 'color')).endswith(('orientation', 'unchanged'))
     chosen = [i for i in spread(range(len(paths)), MAX_HEADERS) if os.path.isfile(paths[i])]
     found = {i: read_size(paths[i]) for i in chosen}
@@ -82,9 +82,12 @@ def check_headers(
         )
     other: list[tuple[int, tuple[int, int]]] = []
     turned: list[tuple[int, tuple[int, int]]] = []
-    for i, (size, swapped) in ((i, size) for i, size in found.items() if size and sizes):
-        if (size[::-1] if swapped and turns else size) != tuple(sizes[i]):
-            (turned if swapped and size == tuple(sizes[i]) else other).append((i, size))
+    for i, header in found.items():
+        if not header or not sizes:
+            continue
+        size, swapped = header
+        if (size[::-1] if swapped and turns else size) != sizes[i]:
+            (turned if swapped and size == sizes[i] else other).append((i, size))
     warnings = []
     if other:
         i, size = other[0]
