@@ -259,6 +259,14 @@ def test_generated_data_have_no_fault(path, folder):
             'cannot read the mask data/shapes/masks/train/000001.png .*: write it again',
         ),
         (
+            SEGMENTATION,  # mmseg would read 256 as 0
+            lambda cfg: Image.fromarray(np.full((32, 32), 256, np.uint16)).save(
+                'data/shapes/masks/train/000001.png'
+            ),
+            ValueError,
+            'the mask data/shapes/masks/train/000001.png has values above 255, of which mmseg',
+        ),
+        (
             SEGMENTATION,
             lambda cfg: shutil.copy('data/shapes/train/000001.png', 'data/shapes/masks/train'),
             ValueError,
@@ -342,6 +350,8 @@ def test_masks_are_read_as_mmseg_reads_them(folder):
     palette.putpalette(list(range(255, -1, -1)) * 3)
     palette.save(path)
     assert Image.open(path).mode == 'P'
+    assert check_datasets(cfg) == []
+    Image.fromarray(values.astype(np.uint16)).save(path)
     assert check_datasets(cfg) == []
     # With reduce_zero_label, 0 is no class and 4 is the last one.
     values[:2] = [[0], [4]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,8 +25,8 @@ def check_masks(infos: Sequence[dict], loading: Mapping, count: int, ignored: in
         ignored: The value of pixels without a class.
 
     Raises:
-        ValueError: If a mask cannot be read or has several channels, or if a value is neither
-            that of a class nor ``ignored``.
+        ValueError: If a mask cannot be read, has several channels or values above 255, or if a
+            value is neither that of a class nor ``ignored``.
     """
     # With one class, mmseg takes 0 for the background and 1 for the class.
     known = {*range(max(count, 2)), ignored}
@@ -43,6 +44,11 @@ def check_masks(infos: Sequence[dict], loading: Mapping, count: int, ignored: in
                 f'the mask {path} has several channels, an array of shape {mask.shape}: write '
                 'masks with one channel that holds the number of the class of each pixel'
             )
+        if loading.get('imdecode_backend', 'pillow') == 'pillow' and _loses_bits(path):
+            raise ValueError(
+                f'the mask {path} has values above 255, of which mmseg reads only 8 bits: '
+                'write masks of 8 bits with the number of the class of each pixel'
+            )
         if unknown := sorted({*np.unique(mask).tolist()} - known):
             wrong[path] = unknown
     if wrong:
@@ -54,6 +60,15 @@ def check_masks(infos: Sequence[dict], loading: Mapping, count: int, ignored: in
             'set metainfo.classes and num_classes of all heads to the classes of the masks'
             f'{_zero_hint(infos[0], values, count)}'
         )
+
+
+def _loses_bits(path: str) -> bool:
+    from PIL import Image  # which this package does not install
+
+    if not os.path.isfile(path):
+        return False
+    with Image.open(path) as image:  # only the header, if it has 8 bits
+        return image.mode.startswith('I') and np.asarray(image).max(initial=0) > 255
 
 
 def _zero_hint(info: Mapping, values: Sequence[int], count: int) -> str:
