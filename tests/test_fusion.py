@@ -324,7 +324,7 @@ def test_a_norm_of_maps_calls_patched_functions(features, monkeypatch, owner, na
 
 def test_a_function_that_was_patched_before_is_noticed(monkeypatch):
     with monkeypatch.context() as patches:
-        patches.setattr(fusion, '_replaced', {})
+        patches.setattr(fusion, '_replaced', [])
         patches.setattr(nn.Linear, 'forward', lambda self, rows: rows)
         fusion.fused_replaces(nn.Linear, 'forward')
         assert fusion.obstacle_in_functions() == 'Linear.forward was patched'

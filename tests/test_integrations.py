@@ -187,6 +187,7 @@ def test_detectron2_trains_with_decay(detectron2):
 def test_transformers_models_train():
     """MaskFormer on our backbone: the output of its own ConvNeXt, and losses that fall."""
     pytest.importorskip('transformers')
+    pytest.importorskip('scipy')  # for the losses of MaskFormer
     from transformers import ConvNextConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation
 
     from convnext_backbone.integrations.transformers import ConvNextTransformersBackbone

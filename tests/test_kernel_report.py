@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import REPO, run_tool
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion='3.7')
 
 from kernel_times import read_times
 

@@ -10,7 +10,7 @@ from helpers import randomize
 from convnext_backbone.models.blocks import ConvNextLayer
 from convnext_backbone.ops import block
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion='3.7')
 
 from convnext_backbone.ops import triton_kernels
 

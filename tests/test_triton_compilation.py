@@ -13,7 +13,7 @@ import sys
 import pytest
 from helpers import REPO
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion='3.7')
 
 import triton
 from kernel_plans import TYPES, block_plans

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from convnext_backbone.ops import portable
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion='3.7')
 
 from convnext_backbone.ops import triton_kernels
 from convnext_backbone.ops.triton_kernels import depthwise_weight

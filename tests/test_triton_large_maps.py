@@ -8,7 +8,7 @@ import torch
 
 from convnext_backbone.ops import portable
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion='3.7')
 
 from triton.runtime.interpreter import GridExecutor, InterpretedFunction, interpreter_builder
 

@@ -8,7 +8,7 @@ import torch
 
 from convnext_backbone.ops import portable
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion='3.7')
 
 from convnext_backbone.ops import triton_kernels
 from convnext_backbone.ops.triton_kernels import norm_backward, partials, tiles

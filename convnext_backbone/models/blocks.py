@@ -208,7 +208,10 @@ class ConvNextLayer(nn.Module):
         )
 
     def _obstacle_in_modules(self) -> str | None:
-        if type(self).run_modules is not ConvNextLayer.run_modules or 'run_modules' in vars(self):
+        if (
+            type(self).run_modules is not ConvNextLayer.run_modules
+            or 'run_modules' in self.__dict__
+        ):
             return f'{type(self).__name__} overrides run_modules'
         obstacle = obstacle_in_functions() or obstacle_in_modules(self, self.FUSED_TYPES)
         if obstacle is not None:
@@ -248,7 +251,7 @@ class ConvNextLayer(nn.Module):
         dtype, dtypes = product_dtype(tensors[0]), {t.dtype for t in tensors}
         autocast = torch.is_autocast_enabled(tensors[0].device.type)
         allowed = (torch.float32, dtype) if autocast else (dtype,)
-        if dtype in FUSED_DTYPES and dtypes.issubset(allowed):
+        if dtype in FUSED_DTYPES and all(d in allowed for d in dtypes):
             return None
         return (
             f'their tensors are {", ".join(sorted(map(str, dtypes)))} and they compute in {dtype}, '

@@ -44,7 +44,7 @@ _GLOBAL_HOOKS = (
 
 # The functions that fused operators replace, as they were defined: by owner (a class or a module)
 # and name. A function that was patched before it was noted here is None.
-_replaced: dict[tuple[type | ModuleType, str], object] = {}
+_replaced: list[tuple[type | ModuleType, str, object]] = []
 
 
 def fused_replaces(owner: type | ModuleType, *names: str) -> None:
@@ -58,7 +58,7 @@ def fused_replaces(owner: type | ModuleType, *names: str) -> None:
         function = getattr(owner, name)
         defined_in = getattr(function, '__globals__', {}).get('__name__')
         is_original = isinstance(function, BuiltinFunctionType) or defined_in in homes
-        _replaced[owner, name] = function if is_original else None
+        _replaced.append((owner, name, function if is_original else None))
 
 
 fused_replaces(nn.Conv2d, 'forward', '_conv_forward')
@@ -70,7 +70,7 @@ fused_replaces(F, 'conv2d', 'linear', 'gelu', 'layer_norm')
 
 def obstacle_in_functions() -> str | None:
     """Returns which function that fused operators replace was patched, or None."""
-    for (owner, name), function in _replaced.items():
+    for owner, name, function in _replaced:
         if getattr(owner, name) is not function:
             return f'{owner.__name__}.{name} was patched'
     return None
@@ -119,7 +119,7 @@ def obstacle_in_modules(module: nn.Module, types: Mapping[str, tuple[type, ...]]
         if type(inner) not in allowed:
             return f'their {name} is {type(inner).__name__}, which no fused function replaces'
         for method in METHODS:
-            if method in vars(inner):
+            if method in inner.__dict__:
                 return f'the {method} of their {name} was replaced'
         if has_hooks(inner):
             return f'hooks are registered on their {name}'

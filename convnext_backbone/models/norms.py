@@ -87,7 +87,7 @@ class ConvNextLayerNorm(nn.LayerNorm):
             and obstacle_in_switch(self.fused) is None
             and obstacle_in_functions() is None
             and type(self).normalize is ConvNextLayerNorm.normalize
-            and 'normalize' not in vars(self)
+            and 'normalize' not in self.__dict__
             and self.weight is not None
             and self.bias is not None
             and self.weight.shape == self.bias.shape == self.normalized_shape

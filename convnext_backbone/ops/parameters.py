@@ -51,7 +51,7 @@ class BlockParameters(NamedTuple):
             grn_weight=hidden,
             grn_bias=hidden,
         )
-        for name, tensor in zip(self._fields, self, strict=True):
+        for name, tensor in zip(BlockParameters._fields, self, strict=True):
             shape = shapes.get(name, vector)
             if tensor is None and name in OPTIONAL:
                 continue

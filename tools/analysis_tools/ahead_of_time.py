@@ -33,13 +33,18 @@ os.environ.pop('TRITON_INTERPRET', None)
 import check_environment  # noqa: F401
 import triton
 from torch import Tensor
+
+from convnext_backbone.ops.native import MIN_TRITON, TRITON_WIDTHS, have_triton
+
+if not have_triton():
+    sys.exit(f'this needs Triton {".".join(map(str, MIN_TRITON))} or newer: pip install -U triton')
+
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import sm_arch_from_capability
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime import KernelInterface
 from triton.runtime.jit import create_function_from_signature
 
-from convnext_backbone.ops.native import TRITON_WIDTHS
 from convnext_backbone.ops.triton_kernels.launch import Launch
 
 sys.path.insert(0, str(Path(__file__).parent))
