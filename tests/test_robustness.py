@@ -127,7 +127,7 @@ def test_moving_a_model_after_a_step(use_grn):
     maps = model(images.to('meta'))
     assert [m.shape for m in maps] == [m.shape for m in first[: len(maps)]]
     model.to_empty(device='cpu').load_state_dict(plain.state_dict())
-    assert_close(outputs_and_gradients(model, images), truth)
+    assert_close(outputs_and_gradients(model, images), truth, bounds[torch.float32])
 
 
 class Squared(nn.Module):
