@@ -3,12 +3,14 @@
 import copy
 import logging
 import random
+from functools import partial
 
 import pytest
 import torch
 from checkpoint_files import (
     CASES,
     WITH_MAP_NORMS,
+    hugging_face,
     make_reference,
     meta,
     noise,
@@ -21,6 +23,7 @@ from mmengine.logging import MMLogger
 from convnext_backbone import (
     ConvNextBackbone,
     ConvNextForImageClassification,
+    ConvNextModel,
     LoadReport,
     infer_arch,
     load_checkpoint,
@@ -390,6 +393,64 @@ def test_values_beyond_the_dtype_of_the_model_are_reported():
         load_checkpoint(random_backbone(), state_dict, strict=True)
 
 
+@pytest.mark.parametrize('name', ['pre_classifier.weight', 'fc_norm.weight', 'neck.fc.weight'])
+def test_layers_between_the_pooling_and_the_head_are_refused_by_classifiers(name):
+    state_dict = hugging_face(make_reference().state_dict()) | {name: noise(32, 32)}
+    model = ConvNextForImageClassification(SMALL, num_labels=5)
+    before = snapshot(model)
+    for load in (partial(load_checkpoint, model), model.load_state_dict):
+        with pytest.raises(ValueError, match=f'more than a norm and one linear layer .*{name}'):
+            load(state_dict)
+    assert same_tensors(before, model.state_dict())
+    load_checkpoint(model.convnext, state_dict)
+
+
+@pytest.mark.parametrize('args', [{}, dict(num_channels=1, adapt_stem=True)], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.complex64, torch.int8], ids=str)
+def test_tensors_that_need_a_conversion_are_named(args, dtype):
+    """Weights of 8 bits need a scale, which can be anywhere."""
+    weights = {k: v.to(dtype) for k, v in make_reference().state_dict().items()}
+    model = random_backbone(**args)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f'{dtype}: convert them to torch.float32 first'):
+        load_checkpoint(model, weights)
+    assert same_tensors(before, model.state_dict())
+
+
+def test_tensors_of_the_model_itself_can_change_places():
+    model = random_backbone()
+    before = snapshot(model)
+    one, other = (f'encoder.stages.2.layers.{j}.pwconv1.weight' for j in (0, 1))
+    swapped = {**model.state_dict(), one: model.state_dict()[other]}
+    swapped[other] = model.state_dict()[one]
+    load_checkpoint(model, swapped)
+    assert torch.equal(model.state_dict()[one], before[other])
+    assert torch.equal(model.state_dict()[other], before[one])
+
+
+def test_a_backbone_without_a_classifiers_norm_is_no_damage():
+    weights = make_reference().state_dict()
+    with pytest.raises(ValueError, match='without the final norm of a classifier'):
+        load_checkpoint(ConvNextModel(SMALL), weights)
+    with pytest.raises(ValueError, match='without the final norm and the head of a classifier'):
+        load_checkpoint(ConvNextForImageClassification(SMALL, num_labels=5), weights)
+
+
+def test_averages_without_names_are_told_how_to_be_left_out():
+    content = {'model': make_reference().state_dict(), 'ema': {'decay': torch.tensor(0.9)}}
+    with pytest.raises(ValueError, match=r"key 'ema' .*use_ema=False reads weights that are not"):
+        load_checkpoint(small_backbone(), content)
+    load_checkpoint(small_backbone(), content, use_ema=False)
+
+
+def test_unknown_names_of_a_classifier_are_written_as_in_the_file():
+    model = ConvNextForImageClassification(SMALL, num_labels=5)
+    odd = model.state_dict() | {'convnext.extra': noise(1)}
+    with pytest.raises(ValueError, match=r'Unexpected key\(s\): convnext\.extra'):
+        model.load_state_dict(odd)
+    assert model.load_state_dict(odd, strict=False).unexpected_keys == ['convnext.extra']
+
+
 def test_weights_of_adapters_are_no_damage():
     state_dict = timm(make_reference().state_dict())
     for name in [name for name in state_dict if name.endswith('fc1.weight')]:
@@ -433,7 +494,9 @@ def test_a_head_of_two_layers_is_refused_by_classifiers():
     model = ConvNextForImageClassification(SMALL, num_labels=5)
     before = snapshot(model)
     for strict in (False, True):
-        with pytest.raises(ValueError, match=r'more than one linear layer, head\.pre_logits\.fc'):
+        with pytest.raises(
+            ValueError, match=r'more than a norm and one linear layer .*head\.pre_logits\.fc'
+        ):
             load_checkpoint(model, state_dict, strict=strict)
     assert same_tensors(before, model.state_dict())
     report = load_checkpoint(model.convnext, state_dict)
@@ -525,6 +588,16 @@ def test_a_model_in_a_container_refuses_before_the_head_is_loaded(container, put
     lost = next(name for name in weights if name.endswith('dwconv.bias'))
     del weights[lost]
     with pytest.raises(RuntimeError, match=r'Missing key\(s\): .*dwconv\.bias'):
+        model.load_state_dict(weights, strict=False)
+    assert same_tensors(before, model.state_dict())
+
+
+def test_a_backbone_under_a_private_name_is_checked_too():
+    model = torch.nn.Module()
+    model.head, model._backbone = torch.nn.Linear(3, 3), small_backbone()
+    before = snapshot(model)
+    weights = {'head.weight': torch.zeros(3, 3), 'head.bias': torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"nothing under the key prefix '_backbone\.'"):
         model.load_state_dict(weights, strict=False)
     assert same_tensors(before, model.state_dict())
 

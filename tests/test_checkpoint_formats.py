@@ -299,6 +299,18 @@ def test_a_single_norm3_belongs_to_a_map_if_there_is_a_neck_or_a_dense_head():
     )
 
 
+def test_a_single_norm3_beside_the_head_of_a_pose_estimator_is_reported():
+    hf = make_reference(map_norms=True).state_dict()
+    inside = {k: v for k, v in one_map_detector(hf).items() if k.startswith('backbone.')}
+    for prefix in (None, 'backbone'):
+        model = small_backbone(out_features=('stage4',))
+        report = load_checkpoint(
+            model, inside | {'head.final_layer.weight': noise(3, 8)}, prefix=prefix
+        )
+        assert report.unclear
+        assert torch.equal(model.state_dict()[STAGE4_NORM[0]], hf[STAGE4_NORM[0]])
+
+
 def test_a_single_norm3_of_unclear_meaning_is_loaded_where_it_fits_and_reported(capture_log):
     hf = make_reference(map_norms=True).state_dict()
     inside = {k: v for k, v in one_map_detector(hf).items() if k.startswith('backbone.')}

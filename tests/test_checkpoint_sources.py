@@ -116,6 +116,11 @@ def test_missing_files_and_folders_without_weights_are_told_apart(tmp_path):
         (tmp_path / name).write_bytes(b'x')
     assert_refused(tmp_path, ValueError, r'several checkpoints, a\.pth, b\.safetensors')
     assert_refused('s3://bucket/a.pth', ValueError, 'neither a path nor an http')
+    assert_refused('~nobody-has-this-name/x.pth', FileNotFoundError, 'no such checkpoint: ~nobody')
+    (tmp_path / 'folder' / 'model.safetensors').mkdir(parents=True)
+    assert_refused(tmp_path / 'folder', FileNotFoundError, 'holds no weights')
+    (tmp_path / 'model.safetensors.index.json').write_text('{"weight_map": {}}')
+    assert_refused(tmp_path / 'model.safetensors.index.json', ValueError, 'is not the index of')
 
 
 def test_a_sharded_checkpoint_needs_all_its_shards(tmp_path):

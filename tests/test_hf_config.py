@@ -170,8 +170,40 @@ def test_the_backbone_of_a_segmentor_has_its_own_config(tmp_path):
 def test_configs_of_other_models_are_not_compared(tmp_path):
     save(tmp_path)
     for kind in ('vit', None, ['convnext']):
-        rewrite(tmp_path, lambda config, kind=kind: config | dict(model_type=kind))
+        changes = dict(model_type=kind, architectures=None)
+        rewrite(tmp_path, lambda config, changes=changes: config | changes)
         load_checkpoint(small_backbone(hidden_act='relu'), tmp_path)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda config: config | dict(model_type=None),
+        lambda config: dict(model_type='llava', vision_config=config),
+        lambda config: dict(model_type='maskformer', backbone_config=config),
+    ],
+    ids=['by its class', 'vision_config', 'backbone_config'],
+)
+def test_configs_are_found_by_their_class_and_in_larger_models(tmp_path, change):
+    save(tmp_path, hidden_act='relu')
+    rewrite(tmp_path, change)
+    assert_refused(small_backbone(), tmp_path, r"hidden_act 'relu', not 'gelu'")
+
+
+@pytest.mark.parametrize('name', ['model.fp16.safetensors', 'model-00001-of-00001.safetensors'])
+def test_variants_and_shards_by_their_path_have_a_config_too(tmp_path, name):
+    save(tmp_path, hidden_act='relu')
+    (tmp_path / 'model.safetensors').rename(tmp_path / name)
+    assert_refused(small_backbone(), tmp_path / name, "hidden_act 'relu'")
+
+
+@pytest.mark.parametrize('eps', ['1e-5', None, -1, float('nan'), True])
+def test_an_eps_that_no_model_takes_is_damage(tmp_path, eps):
+    save(tmp_path)
+    rewrite(tmp_path, lambda config: config | dict(layer_norm_eps=eps))
+    for load in (infer_arch, lambda source: load_checkpoint(small_backbone(), source)):
+        with pytest.raises(ValueError, match=r'config\.json is damaged: layer_norm_eps is'):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .names import Name, listed, parse_native
 from .report import LoadReport, non_finite
 from .stems import adapt_stem, can_be_adapted
 from .target import Target
-from .translate import Translation, translate
+from .translate import Translation, parent_of, translate
 
 # Parts that are ignored if the model does not have them, and the reason.
 _LEFT_OUT = {
@@ -74,7 +74,7 @@ def match(
                 report.ignored[found.names[native]] = reason
             continue
         is_first = name.leaf == 'weight' and name.part in ('stem_conv', 'overlap_conv1')
-        if is_first and can_be_adapted(tensor, own):
+        if is_first and has_plain_values(tensor) and can_be_adapted(tensor, own):
             tensor = adapt_stem(tensor, own, target.name, target.adapt_stem)
             report.adapted.append(native)
         if not can_be_copied(tensor, own):
@@ -101,8 +101,8 @@ def match(
         )
     if layers := _additional_head_layers(target, found):
         raise CheckpointError(
-            f'{checkpoint.source} was not loaded, {target.name} keeps its weights: the head of '
-            f'this file has more than one linear layer, {listed(layers)}; '
+            f'{checkpoint.source} was not loaded, {target.name} keeps its weights: this file '
+            f'runs more than a norm and one linear layer after the pooling, {listed(layers)}; '
             'load_checkpoint(model.convnext, ...) loads everything except the head'
         )
     report.matched = list(tensors)
@@ -116,10 +116,15 @@ def can_be_copied(tensor: object, own: Tensor) -> bool:
     return (
         isinstance(tensor, Tensor)
         and tensor.shape == own.shape
-        and tensor.is_floating_point()
-        and tensor.layout == torch.strided
+        and has_plain_values(tensor)
         and (own.is_meta or not tensor.is_meta)
     )
+
+
+def has_plain_values(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers as they are. Those of 8 bits and fewer need a scale."""
+    is_float = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    return is_float and tensor.layout == torch.strided
 
 
 def _settle_unclear_norm(found: Translation, own_modules: set[Name]) -> str:
@@ -150,11 +155,21 @@ def _additional_head_layers(target: Target, found: Translation) -> list[str]:
     head = Name('head', 'weight').native
     if head not in target.tensors or head not in found.names:
         return []
+    source_name = found.names[head]
     # Of head.fc.weight or head.weight: head.
-    parent = found.names[head].rsplit('.', 2)[0] + '.'
-    return [
+    parent = source_name.rsplit('.', 2)[0] + '.'
+    layers = [
         name for name, why in found.ignored.items() if why == 'head' and name.startswith(parent)
     ]
+    if not source_name.startswith(found.prefix):
+        # The head is next to the backbone, and so is what runs between them.
+        whole = parent_of(found.prefix)
+        layers += [
+            name
+            for name, why in found.ignored.items()
+            if why.startswith('outside') and name.startswith(whole)
+        ]
+    return layers
 
 
 def _reason_to_leave_out(name: Name, own_modules: set[Name], arch: Arch) -> str | None:
@@ -172,7 +187,7 @@ def _reason_to_leave_out(name: Name, own_modules: set[Name], arch: Arch) -> str 
 def _layout(tensor: Tensor) -> str:
     """Describes a tensor: its shape, and what is unusual about it."""
     words = [str(tuple(tensor.shape))]
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
         words.append(str(tensor.dtype).removeprefix('torch.'))
     if tensor.layout != torch.strided:
         words.append(str(tensor.layout).removeprefix('torch.'))

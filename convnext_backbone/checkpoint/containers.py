@@ -24,6 +24,7 @@ class Checkpoint:
         source: Its path or address, or ``'a state dict'``.
         container: What it is stored in, such as ``"torch file, key 'model'"`` or ``'safetensors'``.
         use_ema: Whether averaged weights are read if the tensors have both. Default: True.
+        key: The key that it is stored under, if any. Default: empty.
         config: The ``config.json`` beside the weights of a model folder. Default: empty.
     """
 
@@ -31,6 +32,7 @@ class Checkpoint:
     source: str
     container: str
     use_ema: bool = True
+    key: str = ''
     config: dict = field(default_factory=dict)
 
 
@@ -39,6 +41,7 @@ def unwrap(
     source: str = 'a state dict',
     container: str = 'dict',
     use_ema: bool = True,
+    key: str = '',
 ) -> Checkpoint:
     """Finds the state dict in a loaded object.
 
@@ -47,6 +50,7 @@ def unwrap(
         source: Where the content comes from.
         container: What it was stored in.
         use_ema: Whether averaged weights are read if there are any. Default: True.
+        key: The key that the content was stored under, if any. Default: empty.
 
     Raises:
         CheckpointError: If the content holds no state dict, or an empty one.
@@ -62,7 +66,7 @@ def unwrap(
     if keys:
         rest = f' (other keys: {", ".join(keys[1:])})' if len(keys) > 1 else ''
         inside = f'{container}, key {keys[0]!r}{rest}'
-        return unwrap(content[keys[0]], source, inside, use_ema)
+        return unwrap(content[keys[0]], source, inside, use_ema, keys[0])
     tensors = {
         name: tensor.detach()
         for name, tensor in content.items()
@@ -75,7 +79,7 @@ def unwrap(
             f'at the top level or under one of the keys {", ".join(sorted(CONTAINERS))}, or one '
             f'with the word {" or ".join(AVERAGED_WORDS)}'
         )
-    return Checkpoint(tensors, source, container, use_ema)
+    return Checkpoint(tensors, source, container, use_ema, key)
 
 
 def _containers(content: Mapping) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
-from .hf_config import WEIGHT_FILES
+from .hf_config import is_weight_file
 
 _HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?')
 
@@ -69,7 +69,7 @@ def fetch_from_hub(address: str) -> Path:
     try:
         if file:
             path = Path(hf_hub_download(repo, file, revision=revision))
-            if path.name in WEIGHT_FILES:
+            if is_weight_file(path.name):
                 _fetch_config(address, repo, file, revision)
             return path
         folder = snapshot_download(

@@ -35,6 +35,8 @@ def explain(
     """
     theirs = read_arch(found.tensors, target.arch.variant.norm)
     parts = {parse_native(native).part for native in [*lost, *surplus, *misfits]}
+    theirs_parts = {parse_native(native).part for native in found.tensors}
+    dtypes = {found.tensors[native].dtype for native in misfits}
     if parts == {'head'}:
         head = found.tensors.get(Name('head', 'weight').native)
         has = 'no head' if head is None else f'a head for num_labels={len(head)}'
@@ -42,8 +44,14 @@ def explain(
             f'this file fits except for the head: it has {has}; '
             'load_checkpoint(model.convnext, ...) loads everything except the head'
         )
-    elif parts == {'final_norm', 'head'} == parts - {parse_native(n).part for n in found.tensors}:
-        verdict = f'this file is a {theirs} without the final norm and the head of a classifier'
+    elif 'final_norm' in parts and any('norm_pre.' in name for name in found.ignored):
+        verdict = (
+            'it is a classifier that normalises before pooling (head_norm_first of timm), and '
+            f'{target.name} does so after it; the backbone can be loaded'
+        )
+    elif parts <= {'final_norm', 'head'} and parts.isdisjoint(theirs_parts):
+        what = 'final norm and the head' if 'head' in parts else 'final norm'
+        verdict = f'this file is a {theirs} without the {what} of a classifier'
         others = [name for name in found.ignored if not name.startswith(found.prefix)]
         if others:
             modules = dict.fromkeys(name.partition('.')[0] for name in others)
@@ -51,10 +59,10 @@ def explain(
                 f': it is {found.prefix!r} in a larger model, such as a detector, that also has '
                 f'{", ".join(modules)}'
             )
-    elif 'final_norm' in parts and any('norm_pre.' in name for name in found.ignored):
+    elif any(not dtype.is_floating_point or dtype.itemsize == 1 for dtype in dtypes):
         verdict = (
-            'it is a classifier that normalises before pooling (head_norm_first of timm), and '
-            f'{target.name} does so after it; the backbone can be loaded'
+            f'its tensors are of {", ".join(sorted(map(str, dtypes)))}: convert them to '
+            'torch.float32 first, and multiply quantised ones by their scales'
         )
     elif foreign := foreign_parts(found.tensors):
         verdict = f'no model of convnext_backbone is like this file: {"; ".join(foreign)}'

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,6 +45,11 @@ ACTIVATION_NAMES = {
 }
 
 
+def is_weight_file(name: str) -> bool:
+    """Whether a file has a name of Hugging Face's: also shards and variants in other dtypes."""
+    return re.fullmatch(r'(model|pytorch_model)\b.*\.(safetensors|bin|json)', name) is not None
+
+
 def read_config(folder: Path) -> dict:
     """Reads the ``config.json`` of a folder.
 
@@ -74,19 +81,29 @@ def read_settings(config: Mapping) -> dict:
     """Returns what a ``config.json`` says about the model, as arguments of this package.
 
     Args:
-        config: The config of a model, or of a detector or segmentor with a ``backbone_config``.
+        config: The config of a model, or of a larger one with a ``backbone_config`` or a
+            ``vision_config``.
 
     Returns:
         ``num_channels``, ``patch_size``, ``hidden_act``, ``norm_eps`` and ``layer_norm_eps`` of
         the model; empty if it is no ConvNeXt.
+
+    Raises:
+        CheckpointError: If ``layer_norm_eps`` is not a positive number.
     """
-    inner = config.get('backbone_config')
-    config = inner if isinstance(inner, dict) else config
-    kind = config.get('model_type')
+    for key in ('backbone_config', 'vision_config'):
+        inner = config.get(key)
+        config = inner if isinstance(inner, dict) else config
+    kind = config.get('model_type') or _kind_of_class(config)
     if kind not in list(_DEFAULTS):
         return {}
     defaults = _DEFAULTS[kind]
     settings = {key: config.get(key, value) for key, value in defaults.items()}
+    eps = settings['layer_norm_eps']
+    if type(eps) not in (int, float) or not 0 < eps < math.inf:
+        raise CheckpointError(
+            f'the config.json is damaged: layer_norm_eps is {eps!r}, not a positive number'
+        )
     is_fixed = kind != 'dinov3_convnext'
     settings['norm_eps'] = defaults['norm_eps'] if is_fixed else settings['layer_norm_eps']
     side = settings['patch_size']
@@ -95,6 +112,13 @@ def read_settings(config: Mapping) -> dict:
     act = settings['hidden_act']
     settings['hidden_act'] = ACTIVATION_NAMES[act] if act in list(ACTIVATION_NAMES) else act
     return settings
+
+
+def _kind_of_class(config: Mapping) -> str:
+    """Returns the kind of model by the name of its class: ``ConvNextV2Model`` is a convnextv2."""
+    classes = config.get('architectures') or ['']
+    name = str(classes[0]).lower().replace('dinov3', 'dinov3_')
+    return next((kind for kind in sorted(_DEFAULTS, reverse=True) if name.startswith(kind)), '')
 
 
 def contradictions(config: Mapping, settings: Mapping) -> dict[str, tuple]:

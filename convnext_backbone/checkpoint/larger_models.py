@@ -15,6 +15,10 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from .loading import adopt_state_dict
 from .pretrained import LoadsAnyCheckpoint
 
+# The attribute in which wrappers of FSDP, of the compiler and of activation checkpointing keep the
+# module.
+WRAPPERS = ('_fsdp_wrapped_module', '_orig_mod', '_checkpoint_wrapped_module')
+
 # The modules that each module was registered in.
 _parents: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
 
@@ -53,7 +57,7 @@ def _is_guarded(module: nn.Module) -> bool:
 def _check(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
     for name, model in _models(module, prefix):
         # Wrappers such as FSDP rename the tensors on the way: the model itself checks them later.
-        is_wrapped = any(part.startswith('_') for part in name.split('.'))
+        is_wrapped = any(part in WRAPPERS for part in name.split('.'))
         if not is_wrapped or any(isinstance(k, str) and k.startswith(name) for k in state_dict):
             adopt_state_dict(model.checkpoint_target(), dict(state_dict), name, log=False)
 

@@ -81,8 +81,14 @@ def load_checkpoint(
             f'{report.source} was not loaded, {target.name} keeps its weights: infinite or NaN '
             f'values need strict=False. They are in {listed(report.non_finite)}'
         )
+    # A state dict of the model itself may have other names for its tensors: copy them first.
+    own = {tensor.untyped_storage().data_ptr() for tensor in target.tensors.values()}
+    sources = {
+        name: tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor
+        for name, tensor in tensors.items()
+    }
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name, tensor in sources.items():
             target.tensors[name].copy_(tensor)
     report.log()
     return report
@@ -164,9 +170,9 @@ def adopt_state_dict(
     norms = [name for name in target.tensors if parse_native(name).part in MAP_NORMS]
     if report.missing == norms:
         tensors |= {name: target.tensors[name] for name in norms}
-    tensors |= {name: checkpoint.tensors[name] for name in report.unexpected}
     for name in given:
         del state_dict[prefix + name]
     state_dict.update({prefix + target.own_name(name): t for name, t in tensors.items()})
+    state_dict.update({prefix + name: checkpoint.tensors[name] for name in report.unexpected})
     if log:
         report.log()

@@ -15,7 +15,7 @@ import torch
 
 from .containers import Checkpoint, unwrap
 from .downloads import download, fetch_from_hub
-from .hf_config import WEIGHT_FILES, read_config
+from .hf_config import WEIGHT_FILES, is_weight_file, read_config
 from .mmengine_files import MMENGINE_CLASSES, allowed
 from .names import listed
 
@@ -53,11 +53,14 @@ def read_checkpoint(source: Source, use_ema: bool = True) -> Checkpoint:
             'download it and pass its path'
         )
     else:
-        path = Path(address).expanduser()
+        try:
+            path = Path(address).expanduser()
+        except RuntimeError as error:  # there is no such user
+            raise FileNotFoundError(f'no such checkpoint: {address}') from error
     is_folder = path.is_dir()
     if is_folder:
         path = _find_weights(path)
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f'no such checkpoint: {path}')
     if path.name.endswith('.index.json'):
         checkpoint = _read_shards(path, address, use_ema)
@@ -65,7 +68,7 @@ def read_checkpoint(source: Source, use_ema: bool = True) -> Checkpoint:
         content, kind = _read_file(path)
         checkpoint = unwrap(content, address, kind, use_ema)
     # Beside other files there may be a config.json of anything.
-    if is_folder or path.name in WEIGHT_FILES:
+    if is_folder or is_weight_file(path.name):
         checkpoint.config = read_config(path.parent)
     return checkpoint
 
@@ -169,9 +172,10 @@ def _check_archive(path: Path) -> None:
 
 def _find_weights(folder: Path) -> Path:
     for name in WEIGHT_FILES:
-        if (folder / name).exists():
+        if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    files = (path for path in folder.iterdir() if path.is_file())
+    others = sorted(path for path in files if path.suffix in _SUFFIXES)
     if len(others) == 1:
         return others[0]
     if others:
@@ -187,6 +191,8 @@ def _read_shards(index: Path, address: str, use_ema: bool) -> Checkpoint:
     try:
         shard_of = json.loads(index.read_text())['weight_map']
         names = sorted(set(shard_of.values()))
+        if not names:
+            raise ValueError('no tensors')
         lost = [name for name in names if not (index.parent / name).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -111,7 +111,7 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
     format_key, inner = _detect(tensors, checkpoint)
     result = Translation(format_key, given + inner)
     # Whole classifiers have their final norm and head next to the backbone.
-    outer = _parent(inner)
+    outer = parent_of(inner)
     names: dict[str, Name] = {}
     for source_name in tensors:
         inside = source_name.startswith(inner)
@@ -128,7 +128,7 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> Translation:
             result.ignored[given + source_name] = f'outside of {result.prefix!r}'
     if FORMATS[format_key].lone_norm_is_final:
         # Also names without the given key prefix tell what kind of model it is.
-        whole = _parent(result.prefix)
+        whole = parent_of(result.prefix)
         siblings = [
             name.removeprefix(whole)
             for name in checkpoint.tensors
@@ -195,9 +195,11 @@ def _detect(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str,
     }
     if not found:
         message = (
-            f'no ConvNeXt in {checkpoint.source}: none of the known formats '
-            f'({", ".join(FORMATS)}) fits its {len(tensors)} names: {listed(list(tensors))}'
+            f'no ConvNeXt in {checkpoint.source} ({checkpoint.container}): none of the known '
+            f'formats ({", ".join(FORMATS)}) fits its {len(tensors)} names: {listed(list(tensors))}'
         )
+        if checkpoint.use_ema and is_averaged(checkpoint.key):
+            message += '. use_ema=False reads weights that are not averaged'
         if any(re.search(REPLACED_WEIGHTS, name) for name in tensors):
             message += '. Merge adapters (LoRA) and weight normalisation into the weights first'
         raise CheckpointError(message)
@@ -234,7 +236,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> set[str]:
     return {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
 
 
-def _parent(prefix: str) -> str:
+def parent_of(prefix: str) -> str:
     """Returns the key prefix of the model around the one with this key prefix."""
     return ''.join(f'{word}.' for word in prefix.split('.')[:-2])
 
@@ -250,8 +252,9 @@ def _resolve_lone_norm(
 
     OpenMMLab's classifiers pool before their final norm but call it ``norm3``. OpenMMLab's
     detectors use this name for the norm of a feature map. So it is the final norm in a model with a
-    classifier's head, and the norm of a map next to a neck or a dense head. If the file shows
-    neither, ``result.unclear_norm`` is set.
+    classifier's last layer, and the norm of a map next to a neck or a dense head. If the file shows
+    neither, ``result.unclear_norm`` is set. Names that begin with ``head.`` are not enough: pose
+    estimators have them, too.
 
     Args:
         names: The parsed names, by name in the source.
@@ -265,9 +268,11 @@ def _resolve_lone_norm(
     reasons = {_reason_to_ignore(name) for name in siblings}
     parsed = [parse_name(name, FORMATS[result.format]) for name in siblings]
     has_head = any(name and name.part == 'head' for name in [*names.values(), *parsed])
+    # A head of several linear layers, such as head.layers.0.fc.
+    has_head |= any(re.match(r'head\..*\bfc\.weight$', name) for name in siblings)
     if not has_head and None in reasons:
         return names
-    if not has_head and 'head' not in reasons:
+    if not has_head:
         result.unclear_norm = Name('map_norm', stage=last_stage).native.rstrip('.')
         return names
     return {
