@@ -1,5 +1,6 @@
 """Bad calls of all kinds: each is refused at once, with a message that names the way out."""
 
+import math
 import os
 import re
 import runpy
@@ -14,7 +15,11 @@ from mmengine.registry import DATASETS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCT
 
 from convnext_backbone import (
     ConvNextBackbone,
+    ConvNextEmbeddings,
+    ConvNextEncoder,
     ConvNextForImageClassification,
+    ConvNextGRN,
+    ConvNextLayer,
     ConvNextLayerNorm,
     ConvNextStage,
     drop_path,
@@ -34,6 +39,25 @@ CLASSIFY = 'demo/classify.py'
 SHAPES = 'dataset_converters/make_shapes_dataset.py'
 FEATURES = r"'stem', 'stage1', 'stage2', 'stage3', 'stage4'"
 RANGE = r'0 \(stage1\) to 3 \(stage4\), and -1 to -4'
+
+
+# Bad arguments of the parts of the models.
+PARTS = [
+    (ConvNextLayer, ['8'], {}, TypeError, "dim must be an integer, got '8'"),
+    (ConvNextLayer, [8], dict(use_grn='no'), TypeError, 'use_grn must be True or False'),
+    (ConvNextLayer, [8], dict(layer_scale_init_value=math.nan), ValueError, 'must be finite'),
+    (ConvNextLayer, [8], dict(norm_eps=-1.0), ValueError, 'eps must be positive'),
+    (ConvNextLayer, [8], dict(norm_eps=math.nan), ValueError, 'eps must be finite'),
+    (ConvNextLayer, [8], dict(kernel_size=4), ValueError, 'kernel_size must be odd'),
+    (ConvNextLayer, [8], dict(dilation=0), ValueError, 'dilation must be at least 1'),
+    (ConvNextEmbeddings, [], dict(patch_size=(4, 4)), TypeError, 'patch_size must be an integer'),
+    (ConvNextStage, [8, 8], dict(depth=0), ValueError, 'depth must be at least 1'),
+    (ConvNextEncoder, [[0], [8]], {}, ValueError, 'depth must be at least 1'),
+    (ConvNextEncoder, [[1, 1], [8]], {}, ValueError, 'one number per stage'),
+    (ConvNextEncoder, [[1, 1], [8, 8]], dict(max_stride=3), ValueError, 'max_stride must be a'),
+    (ConvNextGRN, [0], {}, ValueError, 'dim must be at least 1'),
+    (drop_path, [torch.ones(2), 0.5, 'False'], {}, TypeError, 'training must be True or False'),
+]
 
 
 def case(name, call, error, message, *marks):
@@ -158,9 +182,9 @@ ARGUMENTS = [
     backbone(ValueError, 'patch_size must be at least 1, got -4', patch_size=-4),
     backbone(ValueError, 'num_channels must be at least 1, got 0', num_channels=0),
     backbone(TypeError, 'num_channels must be an integer, got 3.0', num_channels=3.0),
-    backbone(ValueError, 'must be finite, got nan', layer_scale_init_value=float('nan')),
+    backbone(ValueError, 'must be finite in float32, got nan', layer_scale_init_value=float('nan')),
     backbone(ValueError, 'norm_eps must be positive in float32, got 0', norm_eps=0),
-    backbone(ValueError, 'norm_eps must be finite, got inf', norm_eps=float('inf')),
+    backbone(ValueError, 'norm_eps must be finite in float32, got inf', norm_eps=float('inf')),
     backbone(TypeError, "norm_eps must be a number or None, got '1e-5'", norm_eps='1e-5'),
     backbone(
         ValueError, 'layer_norm_eps must be positive in float32, got -1e-06', layer_norm_eps=-1e-6
@@ -188,7 +212,8 @@ ARGUMENTS = [
         ValueError, r"norm must be one of .*'simplenorm'.*, got \['layernorm'\]", norm=['layernorm']
     ),
     backbone(ValueError, "patch_size must be 4 with stem='overlap'", stem='overlap', patch_size=2),
-    backbone(ValueError, 'must be at most 3.4e', layer_scale_init_value=1e300),
+    backbone(ValueError, 'must be finite in float32, got 1e', layer_scale_init_value=1e300),
+    backbone(ValueError, 'must be finite in float32', norm_eps=10**400),
     backbone(ValueError, 'norm_eps must be positive in float32, got 1e-60', norm_eps=1e-60),
     backbone(TypeError, r"dict\(type='Pretrained', checkpoint=...\)", init_cfg='x.pth'),
     backbone(TypeError, 'a list of dicts, got 3 in it', init_cfg=[3]),
@@ -205,10 +230,20 @@ ARGUMENTS = [
     classifier(TypeError, 'num_labels must be an integer', num_labels=2.0),
     classifier(ValueError, 'regression, single_label', problem_type='ranking'),
     classifier(ValueError, r'label_smoothing must be in \[0, 1\]', label_smoothing=1.5),
+    classifier(ValueError, r'label_smoothing must be in \[0, 1\]', label_smoothing=None),
     classifier(ValueError, 'hidden_act must be one of', hidden_act='tanh'),
     classifier(TypeError, 'out_indices', out_indices=(3,)),
     classifier(TypeError, 'num_stages', num_stages=2),
     case('layer norm', lambda: ConvNextLayerNorm(4, data_format='x'), ValueError, 'channels_first'),
+    *(
+        case(
+            f'{kind.__name__} {args} {settings}',
+            lambda kind=kind, args=args, settings=settings: kind(*args, **settings),
+            error,
+            message,
+        )
+        for kind, args, settings, error, message in PARTS
+    ),
     case(
         'stage',
         lambda: ConvNextStage(8, 8, depth=2, drop_path_rates=[0.0]),

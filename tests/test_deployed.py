@@ -111,6 +111,37 @@ def test_hooks_are_not_lost(name):
     model.deploy()
 
 
+class Doubled(ConvNextBackbone):
+    def forward(self, pixel_values):
+        return tuple(2 * features for features in super().forward(pixel_values))
+
+
+def test_a_replaced_forward_is_not_lost():
+    with pytest.raises(ValueError, match='its forward was replaced'):
+        Doubled(SMALL).eval().deploy()
+    model = make()
+    model.embeddings.forward = lambda pixel_values: pixel_values
+    with pytest.raises(ValueError, match='its forward was replaced'):
+        model.deploy()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda m: m.encoder.stages[1].layers.append(nn.ReLU()), 'other layers than it was built'),
+        (lambda m: m.encoder.stages[1].downsampling_layer.append(nn.ReLU()), 'other layers than'),
+        (lambda m: setattr(m, 'embeddings', nn.Identity()), 'a part is now Identity'),
+        (lambda m: m.hidden_states_norms.update({'stage1': nn.Identity()}), 'now Identity'),
+        (lambda m: m.encoder.stages.append(nn.Identity()), 'a part is now Identity'),
+    ],
+)
+def test_additional_and_replaced_parts_are_refused(change, message):
+    model = make()
+    change(model)
+    with pytest.raises(ValueError, match=f'cannot be deployed: .*{message}'):
+        model.deploy()
+
+
 @pytest.mark.parametrize(
     'save', [copy.deepcopy, pickle.dumps, nn.Module.state_dict, lambda model: model.state_dict()]
 )

@@ -174,7 +174,7 @@ class ConvNextBackbone(ConvNextBase):
             ValueError: If the dtype is another one, if the backbone has another ``kernel_size``,
                 ``stem`` or ``norm`` than the default or an ``output_stride`` that dilates stages,
                 if a block has other modules than it was built with or another activation than
-                GELU, or if hooks are registered on any part.
+                GELU, or if hooks are registered on any part or its forward was replaced.
         """
         hooked = [name or 'itself' for name, part in self.named_modules() if has_hooks(part)]
         if hooked:
@@ -182,6 +182,9 @@ class ConvNextBackbone(ConvNextBase):
                 f'the backbone cannot be deployed, it would not run the hooks on {listed(hooked)}: '
                 'remove them first'
             )
+        is_replaced = any('forward' in part.__dict__ for part in self.modules())
+        if is_replaced or type(self).forward is not ConvNextBackbone.forward:
+            raise ValueError('the backbone cannot be deployed: its forward was replaced')
         if self.arch.variant != Variant():
             raise ValueError(
                 f'the backbone cannot be deployed with {self.arch.variant}: the functions for '

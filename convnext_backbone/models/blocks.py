@@ -19,7 +19,7 @@ from ..ops import (
     modules_are_better,
 )
 from .activations import make_activation
-from .checks import check_flag
+from .checks import check_finite, check_flag, check_integer, kernel_size_of_stages
 from .drop_path import ConvNextDropPath
 from .fusion import (
     fused_replaces,
@@ -72,9 +72,9 @@ class ConvNextLayer(nn.Module):
         Input and output: ``(N, C, H, W)``. The fused block returns channels_last memory.
 
     Raises:
-        ValueError: If ``hidden_act``, ``norm`` or ``prefer`` is unknown or ``drop_path`` is outside
-            [0, 1).
-        TypeError: If ``drop_path`` is not a number, or a flag is not True or False.
+        ValueError: If ``hidden_act``, ``norm`` or ``prefer`` is unknown, ``drop_path`` is outside
+            [0, 1) or another number has a wrong value.
+        TypeError: If an argument has the wrong type.
     """
 
     # The types that the inner modules must have for the block to run fused.
@@ -106,6 +106,11 @@ class ConvNextLayer(nn.Module):
         super().__init__()
         if prefer not in PREFERENCES:
             raise ValueError(f'prefer must be one of {PREFERENCES}, got {prefer!r}')
+        check_integer('dim', dim, at_least=1)
+        check_integer('dilation', dilation, at_least=1)
+        kernel_size_of_stages(kernel_size, 1)
+        check_flag('use_grn', use_grn)
+        check_finite('layer_scale_init_value', layer_scale_init_value)
         check_flag('with_cp', with_cp)
         check_flag('fused', fused, optional=True)
         self.dwconv = nn.Conv2d(

@@ -76,7 +76,7 @@ class ConvNextForImageClassification(LoadsAnyCheckpoint, BaseModel):
                 f'got {problem_type!r}'
             )
         check_finite('label_smoothing', label_smoothing)
-        if not 0 <= label_smoothing <= 1:
+        if label_smoothing is None or not 0 <= label_smoothing <= 1:
             raise ValueError(f'label_smoothing must be in [0, 1], got {label_smoothing}')
         self.num_labels = num_labels
         self.problem_type = problem_type

@@ -56,6 +56,7 @@ class DeployedBackbone(nn.Module):
         super().__init__()
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f'dtype must be torch.float32 or torch.bfloat16, got {dtype}')
+        _check_parts(embeddings, *stages, *norms.values())
         self.dtype = dtype
         self.num_channels = embeddings.num_channels
         with torch.no_grad():
@@ -128,6 +129,22 @@ class DeployedBackbone(nn.Module):
             'a deployed backbone cannot be moved or converted: move the ConvNextBackbone and call '
             'deploy(dtype) again'
         )
+
+
+def _check_parts(*parts: nn.Module) -> None:
+    """Refuses parts of another class, or with other layers, than the backbone was built with."""
+    for part in parts:
+        if type(part) not in (ConvNextEmbeddings, ConvNextStage, ConvNextLayerNorm):
+            raise ValueError(
+                f'the backbone cannot be deployed: a part is now {type(part).__name__}'
+            )
+        if isinstance(part, ConvNextStage):
+            layers = {type(layer) for layer in part.layers}
+            if layers != {ConvNextLayer} or len(part.downsampling_layer) not in (0, 2):
+                raise ValueError(
+                    'the backbone cannot be deployed: a stage has other layers than it was built '
+                    'with'
+                )
 
 
 class _Norm:

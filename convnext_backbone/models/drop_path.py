@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import check_rate
+from .checks import check_flag, check_rate
 
 
 def drop_path(hidden_states: Tensor, drop_prob: float = 0.0, training: bool = False) -> Tensor:
@@ -22,8 +22,9 @@ def drop_path(hidden_states: Tensor, drop_prob: float = 0.0, training: bool = Fa
 
     Raises:
         ValueError: If ``drop_prob`` is outside [0, 1).
-        TypeError: If ``drop_prob`` is not a number.
+        TypeError: If ``drop_prob`` is not a number, or ``training`` is not True or False.
     """
+    check_flag('training', training)
     factors = _keep_factors(hidden_states, drop_prob, training)
     if factors is None:
         return hidden_states

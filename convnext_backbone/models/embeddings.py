@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import is_transformed
 from .activations import make_activation
-from .checks import check_choice
+from .checks import check_choice, check_integer
 from .norms import make_norm
 
 STEMS = ('patch', 'overlap', 'overlap_tiered', 'overlap_act')
@@ -35,8 +35,9 @@ class ConvNextEmbeddings(nn.Module):
         round the sides up.
 
     Raises:
-        ValueError: If ``stem``, ``norm`` or ``hidden_act`` is unknown, or if ``patch_size`` is not
-            4 with an overlapping stem.
+        ValueError: If ``stem``, ``norm`` or ``hidden_act`` is unknown, if a number is too small, or
+            if ``patch_size`` is not 4 with an overlapping stem.
+        TypeError: If a number is not an integer.
     """
 
     def __init__(
@@ -51,6 +52,9 @@ class ConvNextEmbeddings(nn.Module):
         hidden_act: str = 'gelu',
     ) -> None:
         super().__init__()
+        sizes = dict(num_channels=num_channels, hidden_size=hidden_size, patch_size=patch_size)
+        for name, value in sizes.items():
+            check_integer(name, value, at_least=1)
         check_choice('stem', stem, STEMS)
         if stem != 'patch' and patch_size != 4:
             raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import ConvNextLayer
-from .checks import check_rate
+from .checks import check_integer, check_rate
 from .norms import make_norm
 
 
@@ -36,7 +36,8 @@ class ConvNextStage(nn.Module):
         Input: ``(N, in_channels, H, W)``; output: ``(N, C, H // S, W // S)``.
 
     Raises:
-        ValueError: If the number of rates is not the number of layers.
+        ValueError: If the number of rates is not the number of layers, or a number is too small.
+        TypeError: If a number is not an integer.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class ConvNextStage(nn.Module):
         **layer_args,
     ) -> None:
         super().__init__()
+        sizes = dict(in_channels=in_channels, out_channels=out_channels, depth=depth, stride=stride)
+        for name, value in sizes.items():
+            check_integer(name, value, at_least=1)
         rates = [0.0] * depth if drop_path_rates is None else drop_path_rates
         if len(rates) != depth:
             raise ValueError(
@@ -118,8 +122,9 @@ class ConvNextEncoder(nn.Module):
         strides: Stride of each built stage relative to the stem.
 
     Raises:
-        ValueError: If ``drop_path_rate`` is outside [0, 1).
-        TypeError: If it is not a number.
+        ValueError: If ``drop_path_rate`` is outside [0, 1), if ``max_stride`` is no power of 2, or
+            if there is not one depth per hidden size.
+        TypeError: If an argument has the wrong type.
     """
 
     def __init__(
@@ -134,6 +139,13 @@ class ConvNextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check_rate('drop_path_rate', drop_path_rate)
+        if len(depths) != len(hidden_sizes):
+            raise ValueError(
+                f'depths and hidden_sizes must have one number per stage, got {depths} and '
+                f'{hidden_sizes}'
+            )
+        if max_stride not in (None, *(2**i for i in range(len(depths)))):
+            raise ValueError(f'max_stride must be a power of 2 or None, got {max_stride!r}')
         # On the CPU even under a device context: tensors on the meta device have no values.
         rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float64, device='cpu')
         in_channels = [hidden_sizes[0], *hidden_sizes]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import compiled_norm, fused_norm, have_norm_kernels, wide
-from .checks import check_choice, check_flag
+from .checks import check_choice, check_flag, check_integer, check_positive
 from .fusion import (
     fused_replaces,
     is_exported,
@@ -35,8 +35,9 @@ class ConvNextLayerNorm(nn.LayerNorm):
             None, which follows the environment variable ``CONVNEXT_FUSED``.
 
     Raises:
-        ValueError: If ``data_format`` is neither of the two.
-        TypeError: If ``fused`` is not True, False or None.
+        ValueError: If ``data_format`` is neither of the two, or a number is not positive.
+        TypeError: If ``normalized_shape`` is not an integer, ``eps`` is not a number, or ``fused``
+            is not True, False or None.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class ConvNextLayerNorm(nn.LayerNorm):
     ) -> None:
         if data_format not in DATA_FORMATS:
             raise ValueError(f'data_format must be one of {DATA_FORMATS}, got {data_format!r}')
+        check_integer('normalized_shape', normalized_shape, at_least=1)
+        check_positive('eps', eps)
         check_flag('fused', fused, optional=True)
         super().__init__(normalized_shape, eps=eps)
         self.data_format = data_format
@@ -169,6 +172,7 @@ class ConvNextGRN(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        check_integer('dim', dim, at_least=1)
         self.weight = nn.Parameter(torch.zeros(1, 1, 1, dim))
         self.bias = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
