@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import load_whole
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import load_checkpoint
 
 
 def load_with(content, path):
@@ -88,6 +89,23 @@ def test_mmengine_reads_its_files_and_other_code_sees_no_difference(tmp_path):
     assert result.stdout.splitlines()[-1] == '1.0'
     # The last line of the script fails: what this package allows is not allowed there.
     assert 'Unsupported global' in result.stderr
+
+
+@pytest.mark.parametrize('is_zip', [True, False])
+def test_damage_that_torch_does_not_see_is_refused(tmp_path, is_zip):
+    path = tmp_path / 'file.pth'
+    weights = {'state_dict': {'weight': torch.full((1000,), 1.5)}}
+    torch.save(weights, path, _use_new_zipfile_serialization=is_zip)
+    content = bytearray(path.read_bytes())
+    if is_zip:
+        content[content.index(weights['state_dict']['weight'].numpy().tobytes()) + 3] ^= 1
+    else:
+        content += b'more'
+    path.write_bytes(content)
+    torch.load(path)
+    message = 'checksum of .* differs' if is_zip else 'bytes after its end'
+    with pytest.raises(ValueError, match=f'{path} is damaged .*{message}'):
+        load_checkpoint(torch.nn.Linear(2, 2), str(path))
 
 
 def test_an_entry_of_another_library_does_not_get_in_the_way(tmp_path):

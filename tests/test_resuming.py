@@ -56,11 +56,15 @@ def test_a_given_checkpoint_that_cannot_be_read_is_refused_in_one_line(output, n
     assert line.endswith(reason)
 
 
+WEIGHT = torch.full((100,), 1.5)
+
+
 def save(path: Path, iteration: int, **more) -> Path:
     """A checkpoint with what mmengine needs to resume."""
     meta = dict(iter=iteration, epoch=0, seed=5)
     path.parent.mkdir(exist_ok=True)
-    torch.save(dict(meta=meta, state_dict={}, optimizer={}, message_hub={}) | more, path)
+    content = dict(meta=meta, state_dict=dict(weight=WEIGHT), optimizer={}, message_hub={})
+    torch.save(content | more, path)
     return path
 
 
@@ -93,11 +97,17 @@ def test_the_noted_checkpoint_is_taken_without_a_warning(run, warned):
     assert warned == []
 
 
-@pytest.mark.parametrize('fault', ['truncated', 'empty', 'missing', 'weights only', 'unnoted'])
+FAULTS = ('truncated', 'a byte', 'empty', 'missing', 'weights only', 'unnoted')
+
+
+@pytest.mark.parametrize('fault', FAULTS)
 def test_the_previous_good_checkpoint_is_taken_with_a_warning(run, warned, fault):
     last = run / 'iter_10.pth'
     if fault == 'truncated':
         truncate(last)
+    elif fault == 'a byte':  # which torch does not see
+        content = last.read_bytes()
+        last.write_bytes(content.replace(WEIGHT.numpy().tobytes(), (WEIGHT + 1).numpy().tobytes()))
     elif fault == 'empty':
         last.write_bytes(b'')
     elif fault == 'missing':

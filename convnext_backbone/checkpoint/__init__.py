@@ -1,9 +1,9 @@
 """Reads checkpoints of other projects, translates their names and loads them.
 
-The steps: ``downloads``, ``sources`` and ``containers`` read a plain state dict. ``translate``
-recognises its format with the table in ``formats`` and converts it to this package's names and
-layouts. ``audit`` decides which tensors go into the model (``target``), and ``explain`` says
-why others do not fit. ``loading`` copies them and reports.
+The steps: ``downloads``, ``archives``, ``sources`` and ``containers`` read a plain state dict.
+``translate`` recognises its format with the table in ``formats`` and converts it to this package's
+names and layouts. ``audit`` decides which tensors go into the model (``target``), and ``explain``
+says why others do not fit. ``loading`` copies them and reports.
 ``pretrained`` connects these steps to torch and mmengine, ``larger_models`` to models around a
 model. ``published`` lists the weights that others offer.
 """

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import load_from_local as _load_from_local
 
+from .archives import check_archive, has_bytes_after_its_end
 from .downloads import download
 
 
@@ -88,10 +88,22 @@ def _name_in_file(entry: Any) -> str:
     return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
 
 
-def load_from_local(filename: str, map_location: object) -> dict:
-    """Reads a local checkpoint as mmengine does, with the classes of its own files allowed."""
-    with allowed(MMENGINE_CLASSES):
-        return _load_from_local(filename, map_location)
+def load_from_local(filename: str, map_location: Any) -> dict:
+    """Reads a local checkpoint as mmengine does, with the classes of its own files allowed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged in a way that torch does not see.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'no such checkpoint: {filename}')
+    check_archive(path)
+    with allowed(MMENGINE_CLASSES), path.open('rb') as file:
+        checkpoint = torch.load(file, map_location=map_location)
+        if has_bytes_after_its_end(file):
+            raise ValueError(f'{path} is damaged (bytes after its end)')
+    return checkpoint
 
 
 def register_loader() -> None:

@@ -7,17 +7,16 @@ import json
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from .archives import check_archive, first_line, has_bytes_after_its_end
 from .containers import Checkpoint, unwrap
 from .downloads import download, fetch_from_hub
 from .hf_config import WEIGHT_FILES, is_weight_file, read_config
 from .mmengine_files import MMENGINE_CLASSES, allowed
-from .names import listed
 
 Source = str | os.PathLike | Mapping
 
@@ -87,7 +86,7 @@ def _read_file(path: Path) -> tuple[object, str]:
         return _read_safetensors(path), 'safetensors'
     # A zip archive, or a pickle in the format of torch before 1.6.
     if head.startswith((b'PK', b'\x80')):
-        _check_archive(path)
+        check_archive(path)
         return _read_torch(path), 'torch file'
     raise ValueError(
         f'{path} is neither a torch nor a safetensors file: it begins with {head[:24]!r}. '
@@ -114,7 +113,7 @@ def _read_torch(path: Path) -> object:
         # Training scripts save their arguments with the weights. A Namespace runs no code.
         with allowed([*MMENGINE_CLASSES, argparse.Namespace]), path.open('rb') as file:
             content = torch.load(file, map_location='cpu', weights_only=True)
-            is_whole = zipfile.is_zipfile(path) or not file.read(1)
+            has_more = has_bytes_after_its_end(file)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
         if culprit is None:
@@ -130,44 +129,11 @@ def _read_torch(path: Path) -> object:
     # Damaged bytes can make the unpickler raise any exception.
     except Exception as error:
         raise ValueError(
-            f'{path} is truncated or damaged ({_first_line(error)}): download it again'
+            f'{path} is truncated or damaged ({first_line(error)}): download it again'
         ) from error
-    if not is_whole:
+    if has_more:
         raise ValueError(f'{path} is damaged (bytes after its end): download it again')
     return content
-
-
-def _check_archive(path: Path) -> None:
-    """Refuses zip archives that are damaged or not written by ``torch.save``."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            # torch does not compare checksums. Files that it saved without them have zeros instead.
-            has_checksums = any(entry.CRC for entry in archive.infolist())
-            damaged = archive.testzip() if has_checksums else None
-    # Damaged bytes can make the reader raise many exceptions.
-    except Exception as error:
-        raise ValueError(
-            f'{path} is truncated or damaged ({_first_line(error)}): download it again'
-        ) from error
-    # The folder in the archive has the name of the saved file.
-    inner = {name.partition('/')[2] for name in names}
-    if 'constants.pkl' in inner:
-        raise ValueError(
-            f'{path} is a TorchScript archive, not a checkpoint: '
-            'save the state dict, torch.save(torch.jit.load(file).state_dict(), other_file)'
-        )
-    if damaged is not None:
-        raise ValueError(
-            f'{path} is damaged (the checksum of {damaged} differs): download it again'
-        )
-    if 'data.pkl' not in inner:
-        raise ValueError(
-            f'{path} is a zip archive of other files, {listed(names)}: '
-            'unpack it and pass the path of the checkpoint'
-        )
 
 
 def _find_weights(folder: Path) -> Path:
@@ -216,7 +182,3 @@ def _read_shards(index: Path, address: str, use_ema: bool) -> Checkpoint:
             'download them again'
         )
     return Checkpoint(tensors, address, f'{kind} in {len(names)} shards', use_ema)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition('\n')[0]

@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
 from ..checkpoint import MMENGINE_CLASSES, allowed
+from ..checkpoint.archives import check_archive
 
 _PERIODIC = re.compile(r'(?:epoch|iter)_\d+\.pth')
 _NEEDED = ('meta', 'state_dict', 'optimizer', 'message_hub')
@@ -114,6 +115,7 @@ def read_resumable(path: str | os.PathLike) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no such checkpoint: {path}')
     try:
+        check_archive(Path(path))
         # A zip archive that can be opened has its end.
         with allowed(MMENGINE_CLASSES):
             content = torch.load(
