@@ -153,9 +153,15 @@ def test_conversions_of_batch_norms_change_no_backbone(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize(('dtype', 'tolerance'), [('bfloat16', 0.1), ('float16', 0.02)])
-def test_mixed_precision(kind, dtype, tolerance):
-    """Fused blocks and modules follow the path of float32."""
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance', 'bound'), [('bfloat16', 0.1, 0.1), ('float16', 0.02, 0.05)]
+)
+def test_mixed_precision(kind, dtype, tolerance, bound):
+    """Fused blocks and modules follow the path of float32.
+
+    Eight steps enlarge the roundings of the first one: in float16, the distance of V2 is between
+    0.004 and 0.027 for other weights, of fused blocks and of modules.
+    """
     exact, data = build(kind, False), batches(8)
     start = copy.deepcopy(exact)
     losses = train(exact, data)
@@ -165,4 +171,4 @@ def test_mixed_precision(kind, dtype, tolerance):
         assert mixed == pytest.approx(losses, rel=tolerance)
         # On processors with bfloat16, V2's modules are at 0.17 and fused blocks at 0.07.
         is_far = (kind, dtype, fused) == ('v2', 'bfloat16', False)
-        assert distance(exact, model, start) < (0.2 if is_far else tolerance)
+        assert distance(exact, model, start) < (0.2 if is_far else bound)

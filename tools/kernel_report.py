@@ -44,7 +44,7 @@ def print_kernels(card: Card, measured: Times) -> None:
         f'{"operator":22}{"width":>6}{"launches":>9}{"registers":>10}{"spills":>7}{"shared":>8}',
         end='',
     )
-    print(f'{"MB":>8}{"least":>8}{"GFLOP":>7}{"ms":>7}{"measured":>9}')
+    print(f'{"MB":>8}{"least":>8}{"GFLOP":>7}{"ms":>7}{"measured":>12}')
     for index, (channels, _) in enumerate(STAGES):
         calls = stage_calls(index, IMAGES, SIZE)
         for name in OPERATIONS:
@@ -54,7 +54,7 @@ def print_kernels(card: Card, measured: Times) -> None:
                 f'{name:22}{channels:6}{work.launches:9}{needs.registers:10}{needs.spills:7}'
                 f'{needs.shared:8}{work.moved / 1e6:8.1f}{work.least / 1e6:8.1f}'
                 f'{work.operations / 1e9:7.2f}{1e3 * work.seconds(card):7.3f}'
-                f'{"-" if time is None else f"{time:.3f}":>9}'
+                f'{"-" if time is None else f"{time:.3f}":>12}'
             )
 
 
