@@ -166,6 +166,81 @@ def test_generated_data_have_no_fault(path, folder):
             for mask in ([], [[]], [[1, 2, 3, 4]])
         ),
         (DETECTION, first('images', file_name=3), ValueError, 'without a file name or a size'),
+        (DETECTION, first('annotations', area=math.nan), ValueError, 'annotation 1 .* got nan'),
+        *(
+            (
+                DETECTION,
+                first(part, **{key: [1]}),
+                ValueError,
+                rf'of {part} whose {key} is neither .* \[1\]',
+            )
+            for part, key in (
+                *(('images', 'id'), ('categories', 'id'), ('annotations', 'id')),
+                *(('annotations', 'image_id'), ('annotations', 'category_id')),
+            )
+        ),
+        (
+            DETECTION,
+            first('categories', id=2),
+            ValueError,
+            'uses the category id 2 twice: each needs its own',
+        ),
+        *(
+            (
+                DETECTION,
+                first('annotations', segmentation=dict(size=[32, 32], counts=counts)),
+                ValueError,
+                'the segmentation of annotation 1 must be',
+            )
+            for counts in (3, None, ['a'], [-1])
+        ),
+        (
+            DETECTION,
+            first('annotations', segmentation=dict(size=[16, 32], counts=[512])),
+            ValueError,
+            r'the mask of annotation 1 has the size \[16, 32\], but image 1 has \[height, width\] '
+            r'= \[32, 32\]: write',
+        ),
+        *(
+            (
+                DETECTION,
+                first('images', file_name=name),
+                ValueError,
+                '1 of 6 files listed by .* are folders, such as data/shapes/train/',
+            )
+            for name in ('.', '../val')
+        ),
+        (
+            DETECTION,
+            options(train_dataloader__dataset__filter_cfg__min_size=33),
+            ValueError,
+            r"leaves none of 6 images .* it is {'filter_empty_gt': True, 'min_size': 33}: set",
+        ),
+        (
+            DETECTION,
+            options(train_dataloader__dataset__data_prefix='train/'),
+            TypeError,
+            r"data_prefix must be a dict, such as dict\(img='train/'\).*, got 'train/'",
+        ),
+        (
+            DETECTION,
+            lambda cfg: cfg.train_dataloader.dataset.pop('data_prefix'),
+            ValueError,
+            r"data_prefix needs img, .*, got {'img_path': '.*'}",
+        ),
+        (
+            DETECTION,
+            options(val_evaluator__ann_file=TRAIN),
+            ValueError,
+            r'val_evaluator\.ann_file is .*instances_train\.json, but val_dataloader reads '
+            r'.*instances_val\.json: .* set val_evaluator\.ann_file',
+        ),
+        (
+            DETECTION,
+            lambda cfg: cfg.update(test_evaluator=[dict(type='mmdet.CocoMetric', ann_file=TRAIN)]),
+            ValueError,
+            r'test_evaluator\[0\]\.ann_file is .*instances_train\.json',
+        ),
         (
             DETECTION,
             lambda cfg: Path('data/shapes/train/000003.png').write_text('a,b'),
@@ -446,3 +521,21 @@ def test_masks_of_listed_images_are_checked(folder):
     Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000003.png')
     with pytest.raises(ValueError, match=r'1 of 2 masks .* such as 9 in .*000003\.png'):
         check_datasets(cfg)
+
+
+def test_evaluators_may_read_what_the_dataset_reads(folder):
+    cfg = Config.fromfile(DETECTION)
+    # Another spelling of the path, a metric of another kind, and none.
+    same = Path(cfg.val_evaluator.ann_file).resolve()
+    other = dict(type='CrowdHumanMetric', ann_file=TRAIN)
+    cfg.val_evaluator = [
+        dict(type='CocoMetric', ann_file=str(same)),
+        other,
+        dict(type='CocoMetric'),
+    ]
+    assert check_datasets(cfg) == []
+    # Of several datasets, it is not known which one the file is for.
+    cfg.val_evaluator = dict(type='CocoMetric', ann_file=TRAIN)
+    inner = cfg.val_dataloader.dataset
+    cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner])
+    assert check_datasets(cfg) == []

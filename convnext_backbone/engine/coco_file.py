@@ -14,6 +14,13 @@ from mmengine import fileio
 BOX_KEYS = ('image_id', 'category_id', 'bbox', 'area')
 IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
 
+# The ids in a file, by list.
+IDS = {
+    'images': ('id',),
+    'categories': ('id',),
+    'annotations': ('id', 'image_id', 'category_id'),
+}
+
 # Boxes may reach this far outside of the image, in pixels: files round coordinates.
 TOLERANCE = 1
 
@@ -33,8 +40,9 @@ def read_coco(path: str | Path, backend_args: dict | None = None) -> dict:
         empty if the file has none, and may hold entries that mmdet ignores.
 
     Raises:
-        ValueError: If the file is damaged, has another format, no images or an image id twice, or
-            if an image, a category or an object lacks what mmdet reads of it.
+        ValueError: If the file is damaged, has another format, no images, or an id twice; if an
+            image, a category or an object lacks what mmdet reads of it; if run lengths have another
+            size than their image.
     """
     try:
         content = json.loads(fileio.get_text(path, backend_args=backend_args))
@@ -48,16 +56,21 @@ def read_coco(path: str | Path, backend_args: dict | None = None) -> dict:
     for key in ('images', 'categories', 'annotations'):
         if not isinstance(found[key], list) or not all(isinstance(e, dict) for e in found[key]):
             raise ValueError(f'{path}: {key} must be a list of dicts, as in COCO format')
+    _check_ids(path, found)
     _check_images(path, found['images'])
     nameless = [entry for entry in found['categories'] if not {'id', 'name'} <= entry.keys()]
     if nameless:
         raise ValueError(f'{path} has a category without id or name: {nameless[0]}')
+    ids = Counter(entry['id'] for entry in found['categories'])
+    if twice := [number for number, count in ids.items() if count > 1]:
+        raise ValueError(f'{path} uses the category id {twice[0]!r} twice: each needs its own')
     names = Counter(entry['name'] for entry in found['categories'])
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f'{path} has several categories {twice[0]!r}: merge or rename them')
     # Those of panoptic files have no boxes of their own.
     if not any('segments_info' in entry for entry in found['annotations']):
         _check_objects(path, found['annotations'])
+        _check_sizes(path, found)
     return found
 
 
@@ -78,6 +91,17 @@ def has_short_polygon(entry: Mapping) -> bool:
     """Whether one of the polygons of an object has fewer than three points."""
     mask = entry.get('segmentation') or []
     return isinstance(mask, list) and any(len(polygon) < SHORTEST for polygon in mask)
+
+
+def _check_ids(path: str | Path, content: dict) -> None:
+    for part, keys in IDS.items():
+        for entry in content[part]:
+            for key in keys:
+                if not isinstance(entry.get(key, 0), (int, float, str)):
+                    raise ValueError(
+                        f'{path} has an entry of {part} whose {key} is neither a number nor text, '
+                        f'but {entry[key]!r}: number them'
+                    )
 
 
 def _check_images(path: str | Path, images: list[dict]) -> None:
@@ -123,7 +147,20 @@ def _check_objects(path: str | Path, objects: list[dict]) -> None:
         if not _is_mask(entry.get('segmentation')):
             raise ValueError(
                 f'{path}: the segmentation of annotation {entry["id"]} must be a list of polygons '
-                f'[x1, y1, x2, y2, ...] or a dict with size and counts, got {entry["segmentation"]}'
+                f'[x1, y1, x2, y2, ...] or a dict with size and counts (numbers, or text in their '
+                f'compressed form), got {entry["segmentation"]}'
+            )
+
+
+def _check_sizes(path: str | Path, content: dict) -> None:
+    """Compares the size in run lengths with that of the image."""
+    sizes = {image['id']: [image['height'], image['width']] for image in content['images']}
+    for entry in content['annotations']:
+        mask, size = entry.get('segmentation'), sizes.get(entry.get('image_id'))
+        if size and isinstance(mask, dict) and not entry.get('ignore') and mask['size'] != size:
+            raise ValueError(
+                f'{path}: the mask of annotation {entry["id"]} has the size {mask["size"]}, but '
+                f'image {entry["image_id"]!r} has [height, width] = {size}: write the mask again'
             )
 
 
@@ -133,7 +170,9 @@ def _is_box(box: object) -> bool:
 
 def _is_mask(mask: object) -> bool:
     if isinstance(mask, dict):
-        return {'size', 'counts'} <= mask.keys()
+        counts = mask.get('counts')
+        are_runs = isinstance(counts, list) and all(_is_number(n) and n >= 0 for n in counts)
+        return 'size' in mask and (are_runs or isinstance(counts, str))
     return not mask or (isinstance(mask, list) and all(map(_is_polygon, mask)))
 
 

@@ -17,9 +17,10 @@ from mmengine.registry import DATASETS
 
 from ..checkpoint.names import listed
 from .coco_file import has_mask, has_short_polygon, is_outside, read_coco
+from .evaluator_checks import check_evaluators
 from .image_checks import check_files, check_headers
 from .mask_checks import check_masks
-from .model_checks import check_classes
+from .model_checks import check_classes, kind_of
 
 SPLITS = ('train', 'val', 'test')
 
@@ -42,16 +43,19 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
     Raises:
         FileNotFoundError: If an annotation file, a folder or an image does not exist.
         ValueError: If a file is empty or no image; if an annotation file is damaged or has no
-            images or no objects; if it lacks a class or has another order of classes; if masks have
+            images or no objects, or if ``filter_cfg`` leaves none; if it lacks a class or has
+            another order of classes; if an evaluator reads another annotation file; if masks have
             values without a class; if the splits have different classes; if a head has another
             number of classes.
+        TypeError: If ``data_prefix`` is no dict.
     """
     warnings: list[str] = []
     classes: dict[str, tuple[str, ...]] = {}
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         for split in splits:
-            loader = cfg.get(f'{split}_dataloader') or {}
-            for leaf in _leaves(loader.get('dataset') or {}):
+            outer = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+            judged = None
+            for leaf in _leaves(outer):
                 dataset = _build(registry, leaf)
                 if dataset is None:
                     continue
@@ -59,7 +63,9 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
                 warnings += _check_dataset(dataset, pipeline, cfg.get('model') or {})
                 if dataset.metainfo.get('classes') is not None:
                     classes[split] = tuple(dataset.metainfo['classes'])
-            _check_evaluators(cfg.get(f'{split}_evaluator') or [])
+                if leaf is outer and _is_coco(dataset):
+                    judged = dataset
+            check_evaluators(cfg.get(f'{split}_evaluator') or [], split, judged)
     for split, names in classes.items():
         first, others = next(iter(classes.items()))
         if names != others:
@@ -88,7 +94,18 @@ def _build(registry, dataset: Mapping) -> BaseDataset | None:
     found = registry.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(found, type) and issubclass(found, BaseDataset)):
         return None
+    prefix = dataset.get('data_prefix', {})
+    if not isinstance(prefix, Mapping):
+        raise TypeError(
+            "data_prefix must be a dict, such as dict(img='train/') for mmdet, or dict(img_path="
+            f"'train/', seg_map_path='masks/') for mmseg, got {prefix!r}"
+        )
     return registry.build({**dataset, 'lazy_init': True, 'pipeline': []})
+
+
+def _is_coco(dataset: BaseDataset) -> bool:
+    # Subclasses that read other formats replace this method.
+    return type(dataset).load_data_list.__qualname__ == 'CocoDataset.load_data_list'
 
 
 def _check_dataset(dataset: BaseDataset, pipeline: Sequence[Mapping], model: Mapping) -> list[str]:
@@ -116,22 +133,28 @@ def _check_dataset(dataset: BaseDataset, pipeline: Sequence[Mapping], model: Map
         if has_masks and loading:
             _check_masks(dataset, infos, loading, model)
         return []
-    # Subclasses that read other formats replace this method.
-    if type(dataset).load_data_list.__qualname__ != 'CocoDataset.load_data_list':
+    if not _is_coco(dataset):
         return []
+    if dataset.data_prefix.get('img') is None:
+        raise ValueError(
+            'data_prefix needs img, the folder of the images, such as '
+            f"data_prefix=dict(img='train/'), got {dataset.data_prefix}"
+        )
     content = read_coco(dataset.ann_file, backend)
-    images, folder = content['images'], dataset.data_prefix.get('img', '')
+    images, folder = content['images'], dataset.data_prefix['img']
     paths = [fileio.join_path(folder, image['file_name']) for image in images]
     check_files(paths, dataset.ann_file, backend)
     sizes = [(image['width'], image['height']) for image in images]
     warnings = check_headers(paths, dataset.ann_file, image_loading, sizes)
     _check_classes(dataset, content['categories'])
-    return warnings + _check_objects(dataset, content, loading)
+    warnings += _check_objects(dataset, content, loading)
+    _check_filter(dataset, content)
+    return warnings
 
 
 def _step(pipeline: Sequence[Mapping], kind: str) -> Mapping:
     """The first step of a kind in a pipeline; empty if there is none."""
-    return next((step for step in pipeline if str(step.get('type')).endswith(kind)), {})
+    return next((step for step in pipeline if kind_of(step).endswith(kind)), {})
 
 
 def _check_masks(
@@ -225,11 +248,26 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
     return warnings
 
 
-def _check_evaluators(evaluators: Mapping | Sequence[Mapping]) -> None:
-    for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
-        path = evaluator.get('ann_file')
-        if path and not fileio.exists(path, backend_args=evaluator.get('backend_args')):
-            raise FileNotFoundError(f'no annotation file {path}: check ann_file of the evaluator')
+def _check_filter(dataset: BaseDataset, content: dict) -> None:
+    """Refuses a ``filter_cfg`` that leaves no image to train on."""
+    settings = dataset.filter_cfg or {}
+    if dataset.test_mode or type(dataset).filter_data.__qualname__ != 'CocoDataset.filter_data':
+        return
+    images, smallest = content['images'], settings.get('min_size', 0)
+    left = {i['id'] for i in images if min(i['width'], i['height']) >= smallest}
+    if settings.get('filter_empty_gt'):
+        names = {category['id']: category['name'] for category in content['categories']}
+        classes = dataset.metainfo['classes']
+        left &= {
+            entry['image_id']
+            for entry in content['annotations']
+            if names.get(entry['category_id']) in classes
+        }
+    if not left:
+        raise ValueError(
+            f'filter_cfg of the dataset leaves none of {len(images)} images of {dataset.ann_file}, '
+            f'it is {dict(settings)}: set a smaller min_size (pixels of the shorter side)'
+        )
 
 
 def _folders(dataset: BaseDataset) -> str:

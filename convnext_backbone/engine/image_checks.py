@@ -33,7 +33,7 @@ def check_files(paths: Sequence[str], source: str, backend: dict | None) -> None
 
     Raises:
         FileNotFoundError: If one does not exist.
-        ValueError: If one is empty.
+        ValueError: If one is empty, or a folder.
     """
     looked_up = spread(paths, MAX_LOOKUPS)
     absent = [p for p in looked_up if not fileio.exists(p, backend_args=backend)]
@@ -41,6 +41,12 @@ def check_files(paths: Sequence[str], source: str, backend: dict | None) -> None
         raise FileNotFoundError(
             f'{len(absent)} of {len(looked_up)} files listed by {source} do not exist, such as '
             f'{absent[0]}: check data_root and data_prefix, or remove them from the list'
+        )
+    folders = [p for p in looked_up if os.path.isdir(p)]
+    if folders:
+        raise ValueError(
+            f'{len(folders)} of {len(looked_up)} files listed by {source} are folders, such as '
+            f'{folders[0]}: write the names of images there'
         )
     empty = [p for p in looked_up if os.path.isfile(p) and not os.path.getsize(p)]
     if empty:

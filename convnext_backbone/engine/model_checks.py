@@ -56,7 +56,9 @@ def check_channels(model: Mapping) -> None:
     for path, part in _parts(model, 'model'):
         backbone = part.get('backbone')
         reader = next((key for key in READERS if part.get(key)), None)
-        if reader is None or not isinstance(backbone, Mapping) or not _is_ours(backbone):
+        if reader is None or not isinstance(backbone, Mapping):
+            continue
+        if kind_of(backbone) != ConvNextBackbone.__name__:
             continue
         line, neck = f'{path}.{reader}', part[reader]
         if isinstance(neck, (list, tuple)):
@@ -64,7 +66,7 @@ def check_channels(model: Mapping) -> None:
         if 'in_channels' not in neck:
             continue
         given = neck['in_channels']
-        given = [given] if isinstance(given, int) else list(given)
+        given = list(given) if isinstance(given, (list, tuple)) else [given]
         with torch.device('meta'):
             built = ConvNextBackbone(**{k: v for k, v in backbone.items() if k != 'type'})
         if given != built.channels:
@@ -75,9 +77,10 @@ def check_channels(model: Mapping) -> None:
             )
 
 
-def _is_ours(backbone: Mapping) -> bool:
-    kind = backbone.get('type')
-    return kind is ConvNextBackbone or str(kind).rpartition('.')[2] == ConvNextBackbone.__name__
+def kind_of(part: Mapping) -> str:
+    """The name of the class of a part of a config, without its scope."""
+    kind = part.get('type')
+    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
 
 
 def _parts(model: object, path: str) -> Iterator[tuple[str, Mapping]]:
