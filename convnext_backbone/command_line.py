@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import inspect
 import os
 import tempfile
 import traceback
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
@@ -28,6 +30,9 @@ UNREADABLE = (SyntaxError, OSError, UnicodeError, AssertionError, ConfigParsingE
 
 # mmengine imports pkg_resources for every base of another package; setuptools is pinned for it.
 warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
+
+# What constructors raise for values that they do not take.
+REFUSALS = (ValueError, TypeError, KeyError, AssertionError)
 
 # What these packages and the script raise themselves is about what they were given.
 CHECKERS = ('convnext_backbone', 'mmengine', '__main__')
@@ -52,6 +57,31 @@ def usage_errors(parser: argparse.ArgumentParser, of_checkers: bool = False) -> 
         if of_checkers and _raising_package(error) not in CHECKERS:
             raise
         parser.exit(2, f'{parser.prog}: error: {_sentence(error)}\n')
+
+
+@contextmanager
+def refused_values(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Turns the error of a part of a config that cannot be built into one sentence, as above.
+
+    Only if the constructor of the part itself refuses its values: whatever a runner does between
+    and after the constructors keeps its traceback.
+
+    Args:
+        parser: The parser whose program is named.
+
+    Raises:
+        SystemExit: With status 2, instead of an error in ``REFUSALS`` that a constructor raises.
+    """
+    try:
+        yield
+    except REFUSALS as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        starts = [i for i, frame in enumerate(frames, 1) if _is_builder(frame)]
+        constructors = frames[starts[-1] :] if starts else frames
+        if not starts or any(frame.f_code.co_name != '__init__' for frame in constructors):
+            raise
+        what = f'cannot build {_call(constructors[0])}: ' if constructors else ''
+        parser.exit(2, f'{parser.prog}: error: {what}{_sentence(error)}\n')
 
 
 def read_config(path: str | Path) -> Config:
@@ -144,4 +174,28 @@ def _sentence(error: BaseException) -> str:
 
 def _raising_package(error: BaseException) -> str:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return _package(frame)
+
+
+def _package(frame: FrameType) -> str:
     return frame.f_globals.get('__name__', '').partition('.')[0]
+
+
+def _is_builder(frame: FrameType) -> bool:
+    """Whether a frame is one of mmengine's functions that build a part of a config."""
+    return _package(frame) == 'mmengine' and frame.f_code.co_name.lstrip('_').startswith('build')
+
+
+def _call(constructor: FrameType) -> str:
+    """The class of a constructor, and the plain values that it was given and are no defaults."""
+    (me, *names), _, keywords, values = inspect.getargvalues(constructor)
+    kind = type(values[me])
+    given = {name: values.get(name) for name in names} | values.get(keywords or '', {})
+    plain = {name: v for name, v in given.items() if isinstance(v, (str, int, float))}
+    parameters = inspect.signature(kind).parameters
+    shown = [
+        f'{name}={value!r}'
+        for name, value in plain.items()
+        if name not in parameters or value != parameters[name].default
+    ]
+    return f'{kind.__name__}{" with " if shown else ""}{", ".join(shown)}'

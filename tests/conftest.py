@@ -23,7 +23,12 @@ NEEDS = {
     'mmdet': (
         *('test_checkpoint_entry_points.py', 'test_classification_training.py'),
         *('test_classify.py', 'test_complexity.py', 'test_configs.py', 'test_figures.py'),
-        *('test_dataset_checks.py', 'test_detection_configs.py', 'test_distributed.py'),
+        *(
+            'test_bad_settings.py',
+            'test_dataset_checks.py',
+            'test_detection_configs.py',
+            'test_distributed.py',
+        ),
         *('test_docs.py', 'test_generated_docs.py', 'test_image_folder.py'),
         *('test_new_config.py', 'test_notebook.py', 'test_packaging.py', 'test_recipes.py'),
         *('test_resuming.py', 'test_segmentation_configs.py', 'test_setup_checks.py'),

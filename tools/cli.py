@@ -17,6 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from convnext_backbone.checkpoint import read_mmengine_checkpoint
 from convnext_backbone.command_line import check_folder, read_config
 from convnext_backbone.engine import missing_operators
+from convnext_backbone.engine.model_checks import check_channels
 from convnext_backbone.engine.setup_hook import check_datasets_once
 
 
@@ -161,6 +162,24 @@ def warn(message: str) -> None:
     print(f'warning: {message}', file=sys.stderr)
 
 
+def check_weights(cfg: Config, path: str) -> None:
+    """Checks the checkpoint that a runner loads or resumes from.
+
+    Raises:
+        ValueError: If it is damaged, or a folder that the runner cannot read.
+        FileNotFoundError: If it does not exist.
+    """
+    if not os.path.isdir(path):
+        read_mmengine_checkpoint(path)
+    elif cfg.get('runner_type', 'Runner') == 'Runner':
+        raise ValueError(
+            f"{path} is a folder, and only runner_type='FlexibleRunner' reads sharded checkpoints: "
+            'give a file, or the folder as --work-dir'
+        )
+    elif not os.listdir(path):
+        raise ValueError(f'{path} is an empty folder, no checkpoint')
+
+
 def prepare(cfg: Config, config: str, *splits: str) -> None:
     """Checks what can be checked before the work, and joins the processes.
 
@@ -170,7 +189,8 @@ def prepare(cfg: Config, config: str, *splits: str) -> None:
         splits: The splits that are used: the first must exist.
 
     Raises:
-        ValueError: If the config lacks a setting, or if the data do not fit it.
+        ValueError: If the config lacks a setting, or if its neck, the checkpoint or the data do not
+            fit it.
         FileNotFoundError: If data or the checkpoint do not exist.
         OSError: If the work dir cannot be written to.
     """
@@ -179,12 +199,13 @@ def prepare(cfg: Config, config: str, *splits: str) -> None:
     if lacking:
         raise ValueError(f'{config} has no {", ".join(lacking)}: choose a config that has')
     check_folder(cfg.work_dir)
+    check_channels(cfg.model)  # some necks refuse wrong ones without a word
     # Once on each machine: all processes of a launcher would read the same files.
     if os.environ['LOCAL_RANK'] == '0':
         weights = cfg.get('load_from')
-        # Sharded checkpoints are folders; they and addresses are read when the runner needs them.
-        if weights and '://' not in weights and not os.path.isdir(weights):
-            read_mmengine_checkpoint(weights)
+        # Addresses are read when the runner needs them.
+        if weights and '://' not in weights:
+            check_weights(cfg, weights)
         warnings = check_datasets_once(cfg, splits)
         for warning in filter(None, [missing_operators(get_device()), *warnings]):
             warn(warning)

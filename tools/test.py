@@ -21,7 +21,13 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from convnext_backbone.checkpoint import download, read_mmengine_checkpoint
-from convnext_backbone.command_line import check_file, check_folder, usage_errors, whole_file
+from convnext_backbone.command_line import (
+    check_file,
+    check_folder,
+    refused_values,
+    usage_errors,
+    whole_file,
+)
 from convnext_backbone.engine import check_model
 
 
@@ -142,7 +148,7 @@ def main() -> None:
             check_file(args.out)
         pictures = draw_to(cfg, args.show_dir) if args.show_dir else None
         prepare(cfg, args.config, 'test')
-    with usage_errors(parser, of_checkers=True):
+    with usage_errors(parser, of_checkers=True), refused_values(parser):
         runner = Runner.from_cfg(cfg)
         check_model(runner.model, cfg)
         check_checkpoint(args.checkpoint, runner)

@@ -10,10 +10,10 @@ import check_environment  # noqa: F401
 from cli import load_config, make_parser, prepare
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 
-from convnext_backbone.command_line import usage_errors
+from convnext_backbone.command_line import refused_values, usage_errors
 from convnext_backbone.engine import check_model, resume_from
 
 
@@ -52,6 +52,17 @@ def check_amp(cfg: Config, asked: bool) -> None:
     )
 
 
+def check_optimizer(cfg: Config) -> None:
+    """Raises a ValueError for an unknown optimiser: mmengine's constructor fails without a word."""
+    kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
+    with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+        if isinstance(kind, str) and registry.get(kind) is None:
+            raise ValueError(
+                f'optim_wrapper.optimizer.type is {kind!r}, which is no registered optimizer: '
+                'choose one of torch.optim, such as AdamW'
+            )
+
+
 def main() -> None:
     parser = make_parser('Trains the model of a config.')
     parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
@@ -73,12 +84,14 @@ def main() -> None:
             checkpoint = args.resume or cfg.get('load_from')
             resume_from(cfg, None if checkpoint == 'auto' else checkpoint)
         prepare(cfg, args.config, 'train', 'val')
-    with usage_errors(parser, of_checkers=True):
+    with usage_errors(parser, of_checkers=True), refused_values(parser):
         # Strategies such as FSDP need runner_type='FlexibleRunner'.
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         if isinstance(runner, Runner):
             check_model(runner.model, cfg)
-    runner.train()
+        check_optimizer(cfg)
+    with refused_values(parser):  # it builds the optimiser, the datasets and more first
+        runner.train()
 
 
 if __name__ == '__main__':
