@@ -10,7 +10,9 @@ import pytest
 import torch
 from helpers import load_whole
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
+
+from convnext_backbone.checkpoint import read_mmengine_checkpoint
 
 
 def load_with(content, path):
@@ -106,6 +108,19 @@ def test_damage_that_torch_does_not_see_is_refused(tmp_path, is_zip):
     message = 'checksum of .* differs' if is_zip else 'bytes after its end'
     with pytest.raises(ValueError, match=f'{path} is damaged .*{message}'):
         load_checkpoint(torch.nn.Linear(2, 2), str(path))
+
+
+def test_truncated_files_are_told(tmp_path):
+    path = tmp_path / 'file.pth'
+    torch.save(dict(state_dict={str(i): torch.ones(100) for i in range(300)}), path)
+    whole = path.read_bytes()
+    for size in (0, 100, 1000, 5000, 100_000, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r'file\.pth is (truncated or )?damaged'):
+            read_mmengine_checkpoint(str(path))
+    path.write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match=r'is truncated or damaged \(5000 bytes\)'):
+        CheckpointLoader.load_checkpoint(str(path), map_location='cpu', logger=None)
 
 
 def test_an_entry_of_another_library_does_not_get_in_the_way(tmp_path):

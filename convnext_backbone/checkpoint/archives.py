@@ -16,6 +16,12 @@ def check_archive(path: Path) -> None:
         ValueError: If the archive is truncated, if a checksum differs, or if it holds other files.
     """
     if not zipfile.is_zipfile(path):
+        with path.open('rb') as file:
+            is_cut = file.read(2) == b'PK'
+        if is_cut:
+            raise ValueError(
+                f'{path} is truncated or damaged ({path.stat().st_size} bytes): download it again'
+            )
         return
     try:
         with zipfile.ZipFile(path) as archive:
