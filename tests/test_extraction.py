@@ -152,6 +152,14 @@ def test_clip_is_normalised_as_clip(tmp_path, checkpoint):
         (dict(normalization='coco'), ValueError, 'normalization must be one of'),
         (dict(pool=True, out_features=['stage1']), ValueError, 'leave out_features out'),
         (dict(out_features=['stage9']), ValueError, 'stage9'),
+        *(
+            (
+                dict(device=device),
+                ValueError,
+                f"device '{device}' cannot be used .*: choose another",
+            )
+            for device in ('foo', 'meta', None)
+        ),
     ],
 )
 def test_bad_arguments(checkpoint, args, error, message):
@@ -165,6 +173,19 @@ def test_what_is_no_image(checkpoint):
         extractor(np.ones((9, 9)))
     with pytest.raises(TypeError, match='got int'):
         extractor([3])
+    for shape in ((0, 60, 3), (60, 0, 3)):
+        with pytest.raises(ValueError, match=f'an image of {shape[0]}x{shape[1]} pixels is empty'):
+            extractor(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r'1x5000 pixels would have 800x4000000 after resizing'):
+        extractor(np.zeros((1, 5000, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'error'), [(-1, ValueError), (0, ValueError), ('2', TypeError)]
+)
+def test_bad_batches(checkpoint, batch_size, error):
+    with pytest.raises(error, match='batch_size must be'):
+        FeatureExtractor(SMALL, checkpoint)(quarters(), batch_size)
 
 
 @pytest.fixture
@@ -225,7 +246,7 @@ def test_the_tool_writes_resumes_and_reports(folder, checkpoint, run_tool):
     code, _, errors = run_tool(*[other if arg == checkpoint else arg for arg in args])
     assert code == 2 and 'weights' in errors and 'choose another folder' in errors
     code, _, errors = run_tool(*args, '--device', 'nonsense')
-    assert code == 2 and '--device nonsense cannot be used' in errors
+    assert code == 2 and "device 'nonsense' cannot be used" in errors
 
 
 def test_the_tool_writes_arrays(folder, checkpoint, run_tool):
@@ -250,6 +271,18 @@ def test_the_tool_writes_arrays(folder, checkpoint, run_tool):
     assert '2 of 3 images are done already' in run_tool(*args)[1]
     maps = np.load(out / 'stage3.npy')
     assert (maps[0] == 7).all() and abs(maps[1] - expected.maps['stage3'].numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize('kind', ['npz', 'memmap'])
+def test_without_good_images_the_folder_stays_free(kind, folder, checkpoint, run_tool):
+    out = folder / 'out'
+    args = ('--checkpoint', checkpoint, '--out', out, '--format', kind, '--size', 64, 64)
+    code, text, errors = run_tool(folder / 'images/bad.jpg', *args)
+    assert code == 1 and f'0 images are in {out}, 1 were skipped' in text
+    assert 'skipped bad.jpg' in errors and not out.exists()
+    # Other images and another size.
+    assert run_tool(folder / 'images/a.jpg', *args[:-2], 32, 32)[0] == 0
+    assert (out / 'extraction.json').is_file()
 
 
 def test_names_that_collide_are_an_error(folder, checkpoint, run_tool):

@@ -31,6 +31,7 @@ from convnext_backbone.extraction.storage import (
     FileStore,
     MemmapStore,
     Store,
+    check_settings,
     claim_folder,
 )
 
@@ -91,9 +92,15 @@ def picture(args: argparse.Namespace, name: str) -> Path:
 
 
 def extract(
-    images: dict[str, Path], extractor: FeatureExtractor, store: Store, args: argparse.Namespace
+    images: dict[str, Path],
+    extractor: FeatureExtractor,
+    store: Store,
+    settings: dict,
+    args: argparse.Namespace,
 ) -> dict[str, str]:
     """Extracts the features of all images that the store lacks, or that lack their picture.
+
+    The folder gets its settings with the first features: without good images, it is as before.
 
     Returns:
         The errors of bad images, by name.
@@ -120,6 +127,7 @@ def extract(
 
     for name, features in extractor.extract(good(), args.batch_size):
         if not store.has(name):
+            claim_folder(args.out, settings)
             store.add(name, features)
         if args.visualize:
             draw_features(read_image(images[name]), features, picture(args, name))
@@ -181,10 +189,6 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error('--format memmap needs one size for all images, such as --size 800 800')
     if args.visualize and args.pool:
         parser.error('--visualize draws maps, and --pool gives none')
-    try:
-        torch.zeros(1, device=args.device)
-    except (AssertionError, RuntimeError) as error:
-        parser.error(f'--device {args.device} cannot be used: {error}'.partition('\n')[0])
     if args.batch_size < 1 or args.workers < 0:
         parser.error('--batch-size must be at least 1 and --workers at least 0')
 
@@ -197,7 +201,8 @@ def main() -> None:
         images = find_images(args.images, args.out)
         check_folder(args.out)
         extractor = build(args)
-        claim_folder(args.out, settings_of(args, extractor))
+        settings = settings_of(args, extractor)
+        check_settings(args.out, settings)
         if args.format == 'memmap':
             store: Store = MemmapStore(args.out, list(images))
         else:
@@ -205,7 +210,7 @@ def main() -> None:
     kind = extractor.preprocessing
     print(f'{len(images)} images, {kind.name} normalisation (mean {kind.mean}, std {kind.std})')
     print('maps:', ', '.join(f'{name} (stride {s})' for name, s in extractor.strides.items()))
-    errors = extract(images, extractor, store, args)
+    errors = extract(images, extractor, store, settings, args)
     for name, error in errors.items():
         print(f'skipped {name}: {error}', file=sys.stderr)
     print(f'{len(images) - len(errors)} images are in {args.out}, {len(errors)} were skipped')

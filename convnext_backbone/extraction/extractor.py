@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..arch import resolve_arch
 from ..checkpoint import infer_arch, load_checkpoint
 from ..models import ConvNextBackbone, ConvNextModel
+from ..models.checks import check_integer
 from .preprocessing import (
     NORMALIZATIONS,
     Preprocessing,
@@ -71,7 +72,8 @@ class FeatureExtractor:
     Raises:
         ValueError, TypeError, FileNotFoundError, ImportError, OSError: As
             :func:`convnext_backbone.load_checkpoint` and :class:`ConvNextBackbone`, or if
-            ``normalization`` is unknown, or if ``out_features`` and ``pool`` are both given.
+            ``normalization`` is unknown, if ``out_features`` and ``pool`` are both given, or if the
+            device cannot be used.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class FeatureExtractor:
         amp: bool = False,
     ) -> None:
         check_size(size)
+        device = usable_device(device)
         if normalization is not None and normalization not in list(NORMALIZATIONS):
             raise ValueError(
                 f'normalization must be one of {list(NORMALIZATIONS)}, got {normalization!r}'
@@ -139,13 +142,14 @@ class FeatureExtractor:
 
         Raises:
             FileNotFoundError: If the config or the checkpoint does not exist.
-            ValueError: If the model has no neck, or no backbone of this package, or if the
-                checkpoint does not fit it.
+            ValueError: If the model has no neck, or no backbone of this package, if the
+                checkpoint does not fit it, or if the device cannot be used.
             ImportError: If mmdet or mmseg, which the config needs, is not installed.
         """
         from .detectors import load_backbone, load_detector
 
         check_size(size)
+        device = usable_device(device)
         load = load_detector if neck else load_backbone
         model, mean, std = load(config, checkpoint)
         extractor = cls.__new__(cls)
@@ -175,8 +179,8 @@ class FeatureExtractor:
 
         Raises:
             FileNotFoundError: If a file does not exist.
-            ValueError: If an image cannot be read, or if it is smaller than the largest stride.
-            TypeError: If an image is something else.
+            ValueError: As :meth:`Preprocessing.prepare`, or if ``batch_size`` is below 1.
+            TypeError: If an image is something else, or ``batch_size`` is no integer.
         """
         single = isinstance(images, (str, Path, np.ndarray)) or is_pillow(images)
         many: Iterable = [images] if single else images  # type: ignore[assignment]
@@ -195,7 +199,12 @@ class FeatureExtractor:
 
         Yields:
             Pairs of the key and the features, in the order in which batches are full.
+
+        Raises:
+            ValueError: If ``batch_size`` is below 1.
+            TypeError: If it is no integer.
         """
+        check_integer('batch_size', batch_size, at_least=1)
         waiting: dict[torch.Size, list] = {}
         for key, (tensor, original_size) in prepared:
             group = waiting.setdefault(tensor.shape, [])
@@ -207,8 +216,8 @@ class FeatureExtractor:
         for group in waiting.values():
             yield from self._features(group)
 
-    def _start(self, model: nn.Module, device: str | torch.device, amp: bool) -> None:
-        self.model, self.device, self.amp = model, torch.device(device), amp
+    def _start(self, model: nn.Module, device: torch.device, amp: bool) -> None:
+        self.model, self.device, self.amp = model, device, amp
         model.eval().requires_grad_(False).to(self.device)
 
     def _features(self, group: list) -> Iterator[tuple[Any, ImageFeatures]]:
@@ -225,6 +234,22 @@ class FeatureExtractor:
         with torch.autocast(self.device.type, dtype, enabled=self.amp):
             maps = self.model(images.to(self.device))
         return [m.float().cpu() for m in maps]
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Returns a device on which tensors can be computed and read.
+
+    Raises:
+        ValueError: If there is no such device on this machine, or if it holds no values, as meta.
+    """
+    try:
+        torch.zeros(1, device=device).cpu()
+        return torch.device(device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).partition('\n')[0]
+        raise ValueError(
+            f'device {str(device)!r} cannot be used ({reason}): choose another, such as cpu'
+        ) from error
 
 
 class _Pooled(ConvNextModel):

@@ -21,6 +21,10 @@ NORMALIZATIONS = {
     'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 
+# A narrow image becomes very long when its shorter side is resized: sides of the resized image are
+# at most this, in pixels.
+MAX_SIDE = 32_768
+
 Size = int | tuple[int, int] | None
 
 
@@ -53,10 +57,13 @@ class Preprocessing(NamedTuple):
 
         Raises:
             FileNotFoundError: If a file does not exist.
-            ValueError: If the image cannot be read, or if it is smaller than ``stride``.
+            ValueError: If the image cannot be read or has no pixels, if it is smaller than
+                ``stride``, or if a side would have more than ``MAX_SIDE`` pixels after resizing.
             TypeError: If ``image`` is something else.
         """
         rgb = open_image(image)
+        if 0 in rgb.size:
+            raise ValueError(f'an image of {rgb.height}x{rgb.width} pixels is empty')
         pixels = np.asarray(_resized(rgb, self.size), dtype=np.float32) / 255
         height, width, _ = pixels.shape
         if min(height, width) < self.stride:
@@ -176,6 +183,12 @@ def _resized(image: Image.Image, size: Size) -> Image.Image:
     else:
         scale = size / min(image.size)
         width, height = (max(round(side * scale), 1) for side in image.size)
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(
+            f'an image of {image.height}x{image.width} pixels would have {height}x{width} after '
+            f'resizing, but a side can have {MAX_SIDE} at most: choose a smaller size, or '
+            '(height, width)'
+        )
     return image.resize((width, height), _pillow()[0].Resampling.BICUBIC)
 
 

@@ -33,16 +33,15 @@ class Store(Protocol):
         """Writes the features of an image."""
 
 
-def claim_folder(folder: Path, settings: Mapping) -> None:
-    """Notes how the features in a folder are made.
+def check_settings(folder: Path, settings: Mapping) -> None:
+    """Refuses a folder with features that were made in another way.
 
     Args:
-        folder: The folder; it is created.
+        folder: The folder, which need not exist.
         settings: All that changes the features or their files, as JSON values.
 
     Raises:
-        ValueError: If the folder holds features made in another way.
-        OSError: If nothing can be written there.
+        ValueError: If the settings in the folder are others.
     """
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings))
@@ -61,9 +60,22 @@ def claim_folder(folder: Path, settings: Mapping) -> None:
                 f'{folder} holds features with {"; ".join(differences)}: choose another folder, or '
                 'delete this one'
             )
-        return
-    with whole_file(path) as part:
-        part.write_text(json.dumps(settings, indent=2) + '\n')
+
+
+def claim_folder(folder: Path, settings: Mapping) -> None:
+    """Notes how the features in a folder are made, unless it is noted already.
+
+    Args:
+        folder: The folder; it is created.
+        settings: As in :func:`check_settings`, which comes first.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        with whole_file(path) as part:
+            part.write_text(json.dumps(settings, indent=2) + '\n')
 
 
 class FileStore:
@@ -108,7 +120,8 @@ class MemmapStore:
     mmap_mode='r')``.
 
     ``images.json`` lists the images in the order of the arrays, ``original_size.npy`` has their
-    heights and widths, and ``done.npy`` is 1 for the images whose features are written.
+    heights and widths, and ``done.npy`` is 1 for the images whose features are written. Without
+    features, nothing is written.
 
     Args:
         folder: The folder.
@@ -122,23 +135,23 @@ class MemmapStore:
         self.folder = folder
         self.index = {name: i for i, name in enumerate(names)}
         self.arrays: dict[str, np.memmap] = {}
-        listing = folder / 'images.json'
-        if listing.is_file():
-            if json.loads(listing.read_text()) != list(names):
-                raise ValueError(
-                    f'{listing} lists other images: the arrays have one place for each, so give '
-                    'the same images, or another folder'
-                )
-        else:
-            with whole_file(listing) as part:
-                part.write_text(json.dumps(list(names), indent=0) + '\n')
-        self.done = self._array('done', (), np.uint8)
+        self.listing = folder / 'images.json'
+        if self.listing.is_file() and json.loads(self.listing.read_text()) != list(names):
+            raise ValueError(
+                f'{self.listing} lists other images: the arrays have one place for each, so give '
+                'the same images, or another folder'
+            )
 
     def has(self, name: str) -> bool:
-        return bool(self.done[self.index[name]])
+        begun = (self.folder / 'done.npy').is_file()
+        return begun and bool(self._array('done', (), np.uint8)[self.index[name]])
 
     def add(self, name: str, features: ImageFeatures) -> None:
         place = self.index[name]
+        if not self.listing.is_file():
+            with whole_file(self.listing) as part:
+                part.write_text(json.dumps(list(self.index), indent=0) + '\n')
+        done = self._array('done', (), np.uint8)
         arrays = {key: m.numpy() for key, m in features.maps.items()}
         arrays['original_size'] = np.array(features.original_size)
         for key, values in arrays.items():
@@ -151,8 +164,8 @@ class MemmapStore:
             array[place] = values
             array.flush()
         # Only now, so that an interrupted image is computed again.
-        self.done[place] = 1
-        self.done.flush()
+        done[place] = 1
+        done.flush()
 
     def _array(self, key: str, shape: tuple[int, ...], dtype) -> np.memmap:
         if key not in self.arrays:
