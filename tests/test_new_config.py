@@ -380,6 +380,17 @@ def test_data_that_cannot_be_used_are_refused(folder, capsys):
         ('a.csv', '', 'is CSV, not COCO JSON; to convert it: the columns'),
         ('a.json', '{"shapes": []}', 'is LabelMe, not COCO JSON; to convert it: pip install lab'),
         ('a.json', '{"a": 1}', 'has no images and no categories: it must be in COCO format'),
+        ('labels/a.json', '{"shapes": []}', 'is LabelMe, not COCO JSON'),
+        (
+            'labels/a.json',
+            '{"a": 1}',
+            'labels is a folder, not a JSON file in COCO format: give a file',
+        ),
+        (
+            'labels/a.png',
+            '',
+            'labels is a folder, not a JSON file in COCO format: it holds no annot',
+        ),
         ('a.pdf', '', 'is no annotation file: give a JSON file in COCO format'),
     ],
 )

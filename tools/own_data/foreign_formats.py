@@ -43,17 +43,24 @@ def check_is_coco(path: Path) -> None:
     """
     if not path.exists():
         raise FileNotFoundError(f'no such annotation file: {path}')
-    if path.is_dir():
-        found = sorted({p.suffix.lower() for p in path.iterdir()} & set(SUFFIXES))
-        name = SUFFIXES[found[0]] if found else None
-    elif path.suffix.lower() == '.json':
-        name = 'LabelMe' if _is_labelme(path) else 'COCO'
-    else:
-        name = SUFFIXES.get(path.suffix.lower())
-    if name is None:
-        raise ValueError(f'{path} is no annotation file: give a JSON file in COCO format')
-    if name != 'COCO':
+    name = _format_of(path)
+    if name is not None:
         raise ValueError(f'{path} is {name}, not COCO JSON; to convert it: {CONVERSIONS[name]}')
+    if path.is_dir():
+        files = sorted(path.glob('*.json'))
+        way_out = f'give a file in it, such as {files[0]}' if files else 'it holds no annotations'
+        raise ValueError(f'{path} is a folder, not a JSON file in COCO format: {way_out}')
+    if path.suffix.lower() != '.json':
+        raise ValueError(f'{path} is no annotation file: give a JSON file in COCO format')
+
+
+def _format_of(path: Path) -> str | None:
+    """The known format of a file, or of the first such file in a folder; None for COCO's."""
+    if path.is_dir():
+        files = (p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file())
+        path = next(files, path)
+    name = SUFFIXES.get(path.suffix.lower())
+    return None if name == 'LabelMe' and not _is_labelme(path) else name
 
 
 def _is_labelme(path: Path) -> bool:
