@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import REPO, SMALL, small_backbone
-from mmengine.registry import DATASETS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    TRANSFORMS,
+)
 
 from convnext_backbone import (
     ConvNextBackbone,
@@ -352,6 +359,18 @@ CONFIGS = [
     built(MODELS, KeyError, 'ConvNextBackbon is not in', type='ConvNextBackbon'),
     built(MODELS, TypeError, 'out_indexes', type='ConvNextBackbone', arch='atto', out_indexes=[0]),
     layer_decay(ValueError, r'decay_rate in \(0, 1\]', decay_rate=2),
+    layer_decay(ValueError, r'decay_rate in \(0, 1\].*got True', decay_rate=True),
+    layer_decay(
+        *(ValueError, "unknown keys, 'decay', 'layers': choose from decay_rate, .*bias_lr_mult"),
+        decay_rate=0.9,
+        decay=0.9,
+        layers=6,
+    ),
+    built(
+        *(HOOKS, TypeError, "from_scratch must be True or False, got 'False'"),
+        type='ConvNextSetupHook',
+        from_scratch='False',
+    ),
     layer_decay(ValueError, 'decay_type must be one of', decay_rate=0.9, decay_type='x'),
     layer_decay(ValueError, 'num_layers must be 6, 12 or None', decay_rate=0.9, num_layers=7),
     built(METRICS, ValueError, 'one or more positive', type='ConvNextAccuracy', topk=5),

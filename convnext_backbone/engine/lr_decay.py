@@ -16,6 +16,13 @@ from ..models.base import ConvNextBase
 from ..models.norms import ConvNextGRN
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
+
+# The keys of paramwise_cfg: those of this constructor, and those that mmengine reads.
+KEYS = (
+    *('decay_rate', 'decay_type', 'num_layers', 'custom_keys', 'bias_lr_mult', 'bias_decay_mult'),
+    *('norm_decay_mult', 'dwconv_decay_mult', 'flat_decay_mult', 'dcn_offset_lr_mult'),
+    'bypass_duplicate',
+)
 # The key prefixes that FSDP, torch.compile and activation checkpointing add to wrapped modules.
 _WRAPPERS = re.compile(r'(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
 
@@ -104,8 +111,8 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             most 9 blocks, else 12); and mmengine's own options.
 
     Raises:
-        ValueError: If an option has a wrong value, if the optimiser has no ``lr``, or if the model
-            contains no ConvNeXt of this package.
+        ValueError: If an option is unknown or has a wrong value, if the optimiser has no ``lr``, or
+            if the model contains no ConvNeXt of this package.
 
     Example:
         >>> optim_wrapper = dict(
@@ -118,13 +125,20 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        if unknown := [key for key in self.paramwise_cfg if key not in KEYS]:
+            raise ValueError(
+                f'paramwise_cfg has unknown keys, {", ".join(map(repr, unknown))}: choose from '
+                f'{", ".join(KEYS)}'
+            )
         self.decay_rate = self.paramwise_cfg.get('decay_rate')
         self.decay_type = self.paramwise_cfg.get('decay_type', 'layer_wise')
         self.num_layers = self.paramwise_cfg.get('num_layers')
-        if not isinstance(self.decay_rate, (int, float)) or not 0 < self.decay_rate <= 1:
+        # True would count as 1.
+        rate = self.decay_rate
+        is_number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+        if not is_number or not 0 < rate <= 1:
             raise ValueError(
-                'paramwise_cfg needs a decay_rate in (0, 1], such as decay_rate=0.95, '
-                f'got {self.decay_rate!r}'
+                f'paramwise_cfg needs a decay_rate in (0, 1], such as decay_rate=0.95, got {rate!r}'
             )
         if self.decay_type not in DECAY_TYPES:
             raise ValueError(f'decay_type must be one of {DECAY_TYPES}, got {self.decay_type!r}')

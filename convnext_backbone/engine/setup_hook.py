@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..models.base import ConvNextBase
+from ..models.checks import check_flag
 from .dataset_checks import check_datasets
 from .layout_checks import check_layout
 from .model_checks import check_channels
@@ -92,9 +93,13 @@ class ConvNextSetupHook(Hook):
     Args:
         from_scratch: Whether random weights are meant, which silences their warning.
             Default: False.
+
+    Raises:
+        TypeError: If ``from_scratch`` is neither True nor False.
     """
 
     def __init__(self, from_scratch: bool = False) -> None:
+        check_flag('from_scratch', from_scratch)
         self.from_scratch = from_scratch
         self._seen: set[str] = set()
 
