@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from helpers import REPO, run_tool
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from convnext_backbone.engine import image_checks, mask_checks
 from convnext_backbone.engine.dataset_checks import check_datasets
+from convnext_backbone.engine.evaluator_checks import check_evaluators
 
 DETECTION = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 SEGMENTATION = REPO / 'configs/demo/upernet_convnext-atto_shapes.py'
@@ -539,3 +541,15 @@ def test_evaluators_may_read_what_the_dataset_reads(folder):
     inner = cfg.val_dataloader.dataset
     cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner])
     assert check_datasets(cfg) == []
+
+
+def test_panoptic_datasets_are_judged_by_panoptic_metrics(folder):
+    """Beside it, boxes and masks of instances are judged with a file of their own."""
+    val = TRAIN.replace('train', 'val')
+    dataset = DATASETS.build(
+        dict(type='mmdet.CocoPanopticDataset', ann_file=val, data_prefix={}, lazy_init=True)
+    )
+    panoptic = dict(type='CocoPanopticMetric', ann_file=val)
+    check_evaluators([panoptic, dict(type='CocoMetric', ann_file=TRAIN)], 'val', dataset)
+    with pytest.raises(ValueError, match=r'val_evaluator\.ann_file is .*_train\.json, but val_dat'):
+        check_evaluators(panoptic | dict(ann_file=TRAIN), 'val', dataset)
