@@ -69,6 +69,14 @@ def first(part, **changes):
     return edit(change)
 
 
+def without_iscrowd(cfg):
+    path = Path(cfg.val_dataloader.dataset.data_root, cfg.val_dataloader.dataset.ann_file)
+    content = json.loads(path.read_text())
+    for entry in content['annotations']:
+        del entry['iscrowd']
+    path.write_text(json.dumps(content))
+
+
 def write_mask(change):
     """Changes the values in the first training mask in place."""
 
@@ -202,6 +210,21 @@ def test_generated_data_have_no_fault(path, folder):
             ValueError,
             r'the mask of annotation 1 has the size \[16, 32\], but image 1 has \[height, width\] '
             r'= \[32, 32\]: write',
+        ),
+        *(
+            (
+                DETECTION,
+                first('annotations', segmentation=dict(size=[32, 32], counts=counts)),
+                ValueError,
+                'run lengths of annotation 1 are damaged, their sum is not the 1024 pixels',
+            )
+            for counts in ([50, 50], [2000], '', 'abc', 'PPY')
+        ),
+        (
+            DETECTION,
+            without_iscrowd,
+            ValueError,
+            'instances_val.json: annotation 1 has no iscrowd, which the evaluation needs: add',
         ),
         *(
             (

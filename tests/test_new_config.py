@@ -290,6 +290,24 @@ def table(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip('│').split('│')] for row in rows]
 
 
+def test_names_may_have_signs_of_formulas(folder):
+    for split in ('train', 'val'):
+        edit(lambda content: content['categories'][0].update(name='cost $x_$'), split)
+    printed = new_config('--head', 'fcos', '--gpus', 0, 'a new.py')
+    assert f"python {TOOLS}/train.py 'a new.py'" in ' '.join(printed.split())
+    assert 'cost $x_$' in Config.fromfile('a new.py').classes
+
+
+def test_masks_that_compression_has_changed_are_refused(folder, capsys):
+    for path in Path('data/shapes/masks/train').iterdir():
+        Image.open(path).save(path.with_suffix('.jpg'))
+        path.unlink()
+    message = refusal(
+        capsys, '--task', 'segmentation', '--head', 'upernet', 'out.py', data=SEGMENTATION
+    )
+    assert 'masks/train holds .jpg files, whose compression changes the values' in message
+
+
 def test_masks_are_counted_and_drawn(folder, capsys):
     args = ('--task', 'segmentation', '--head', 'upernet')
     printed = new_config(*args, 'out.py', data=SEGMENTATION)
@@ -363,6 +381,16 @@ def test_data_that_cannot_be_used_are_refused(folder, capsys):
     assert 'not a complete JSON file' in refusal(capsys, *args)
     Path(ANNOTATIONS['train']).write_text(original)
 
+    edit(
+        lambda content: [
+            entry.update(image_id=f'{entry["id"]}') for entry in content['annotations']
+        ]
+    )
+    assert 'has objects, but none on its images: image_id of the annotations' in refusal(
+        capsys, *args
+    )
+    Path(ANNOTATIONS['train']).write_text(original)
+
     Path('data/shapes/train/000003.png').unlink()
     assert '1 of 12 images listed by .* are not in data/shapes/train, such as 000003'.replace(
         '.*', ANNOTATIONS['train']
@@ -411,6 +439,7 @@ def test_other_formats_are_told_how_to_convert(name, text, message, folder, caps
         (('--head', 'fcos', '--gpus', '-1', 'out.py'), '--gpus must be at least 0'),
         (('--head', 'fcos', '--batch', '0', 'out.py'), '--batch at least 1'),
         (('--head', 'fcos', 'data/shapes/train/000001.png/out.py'), 'is a file: choose another'),
+        (('--head', 'fcos', '--weights', 'hf://x', 'out.py'), 'is not of the form hf://owner/name'),
     ],
 )
 def test_bad_calls_are_one_sentence(args, message, folder, capsys):

@@ -13,6 +13,7 @@ is: python tools/train.py OUT.py
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import check_environment  # noqa: F401
@@ -106,9 +107,9 @@ def new_config(args: argparse.Namespace) -> None:
             style='yellow',
         )
     tools = shorten(Path(__file__).parent)
-    start = f'python {tools}/train.py {args.out}'
+    start = f'python {tools}/train.py {shlex.quote(str(args.out))}'
     if args.gpus > 1:
-        start = f'{tools}/dist_train.sh {args.out} {args.gpus}'
+        start = f'{tools}/dist_train.sh {shlex.quote(str(args.out))} {args.gpus}'
     console.print(
         f'{args.out} is the config, {args.out.with_suffix(".png")} shows annotated images: look at '
         f'both, then\n  {start}'

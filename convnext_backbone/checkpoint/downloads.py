@@ -44,6 +44,19 @@ def download(url: str) -> Path:
     return path
 
 
+def parse_hub_address(address: str) -> tuple[str, str | None, str | None]:
+    """Returns the repository, the revision and the file of ``hf://owner/name[@revision][/file]``.
+
+    Raises:
+        ValueError: If the address has another form.
+    """
+    match = _HUB_ADDRESS.fullmatch(address)
+    if match is None:
+        raise ValueError(f'{address} is not of the form hf://owner/name[@revision][/file]')
+    repo, revision, file = match.groups()
+    return repo, revision, file
+
+
 def fetch_from_hub(address: str) -> Path:
     """Downloads a file or the weights of a repository of Hugging Face, unless they are there.
 
@@ -55,10 +68,7 @@ def fetch_from_hub(address: str) -> Path:
         ImportError: If huggingface_hub is not installed.
         OSError: If the download fails.
     """
-    match = _HUB_ADDRESS.fullmatch(address)
-    if match is None:
-        raise ValueError(f'{address} is not of the form hf://owner/name[@revision][/file]')
-    repo, revision, file = match.groups()
+    repo, revision, file = parse_hub_address(address)
     try:
         from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import EntryNotFoundError

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mmengine import fileio
 
+from .run_lengths import pixels_of
+
 # What mmdet reads of each object and image.
 BOX_KEYS = ('image_id', 'category_id', 'bbox', 'area')
 IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
@@ -153,14 +155,22 @@ def _check_objects(path: str | Path, objects: list[dict]) -> None:
 
 
 def _check_sizes(path: str | Path, content: dict) -> None:
-    """Compares the size in run lengths with that of the image."""
+    """Compares the size in run lengths, and their sum, with the size of the image."""
     sizes = {image['id']: [image['height'], image['width']] for image in content['images']}
     for entry in content['annotations']:
         mask, size = entry.get('segmentation'), sizes.get(entry.get('image_id'))
-        if size and isinstance(mask, dict) and not entry.get('ignore') and mask['size'] != size:
+        if not size or not isinstance(mask, dict) or entry.get('ignore'):
+            continue
+        if mask['size'] != size:
             raise ValueError(
                 f'{path}: the mask of annotation {entry["id"]} has the size {mask["size"]}, but '
                 f'image {entry["image_id"]!r} has [height, width] = {size}: write the mask again'
+            )
+        if pixels_of(mask['counts']) != size[0] * size[1]:
+            raise ValueError(
+                f'{path}: the run lengths of annotation {entry["id"]} are damaged, their sum is '
+                f'not the {size[0] * size[1]} pixels of image {entry["image_id"]!r}: write the '
+                'mask again'
             )
 
 
@@ -171,7 +181,7 @@ def _is_box(box: object) -> bool:
 def _is_mask(mask: object) -> bool:
     if isinstance(mask, dict):
         counts = mask.get('counts')
-        are_runs = isinstance(counts, list) and all(_is_number(n) and n >= 0 for n in counts)
+        are_runs = isinstance(counts, list) and all(isinstance(n, int) and n >= 0 for n in counts)
         return 'size' in mask and (are_runs or isinstance(counts, str))
     return not mask or (isinstance(mask, list) and all(map(_is_polygon, mask)))
 

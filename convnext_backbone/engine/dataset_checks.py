@@ -54,18 +54,25 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         for split in splits:
             outer = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+            evaluators = cfg.get(f'{split}_evaluator') or []
+            judges = [evaluators] if isinstance(evaluators, Mapping) else evaluators
             judged = None
             for leaf in _leaves(outer):
                 dataset = _build(registry, leaf)
                 if dataset is None:
                     continue
                 pipeline = leaf.get('pipeline') or []
-                warnings += _check_dataset(dataset, pipeline, cfg.get('model') or {})
+                warnings += _check_dataset(
+                    dataset,
+                    pipeline,
+                    cfg.get('model') or {},
+                    any(e.get('ann_file') for e in judges),
+                )
                 if dataset.metainfo.get('classes') is not None:
                     classes[split] = tuple(dataset.metainfo['classes'])
                 if leaf is outer and _is_coco(dataset):
                     judged = dataset
-            check_evaluators(cfg.get(f'{split}_evaluator') or [], split, judged)
+            check_evaluators(evaluators, split, judged)
     for split, names in classes.items():
         first, others = next(iter(classes.items()))
         if names != others:
@@ -108,7 +115,9 @@ def _is_coco(dataset: BaseDataset) -> bool:
     return type(dataset).load_data_list.__qualname__ == 'CocoDataset.load_data_list'
 
 
-def _check_dataset(dataset: BaseDataset, pipeline: Sequence[Mapping], model: Mapping) -> list[str]:
+def _check_dataset(
+    dataset: BaseDataset, pipeline: Sequence[Mapping], model: Mapping, is_judged_by_file: bool
+) -> list[str]:
     backend = getattr(dataset, 'backend_args', None)
     image_loading, loading = (
         _step(pipeline, 'LoadImageFromFile'),
@@ -148,6 +157,8 @@ def _check_dataset(dataset: BaseDataset, pipeline: Sequence[Mapping], model: Map
     warnings = check_headers(paths, dataset.ann_file, image_loading, sizes)
     _check_classes(dataset, content['categories'])
     warnings += _check_objects(dataset, content, loading)
+    if is_judged_by_file:
+        _check_crowds(dataset, content)
     _check_filter(dataset, content)
     return warnings
 
@@ -246,6 +257,16 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
                 f'{found[0].get("id")} of image {found[0]["image_id"]!r}, box {found[0]["bbox"]}'
             )
     return warnings
+
+
+def _check_crowds(dataset: BaseDataset, content: dict) -> None:
+    """Refuses objects with which the evaluation would end in an error, after the first epochs."""
+    for entry in content['annotations']:
+        if 'iscrowd' not in entry and 'segments_info' not in entry:
+            raise ValueError(
+                f'{dataset.ann_file}: annotation {entry["id"]} has no iscrowd, which the '
+                'evaluation needs: add "iscrowd": 0 to single objects'
+            )
 
 
 def _check_filter(dataset: BaseDataset, content: dict) -> None:

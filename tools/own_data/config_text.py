@@ -8,7 +8,7 @@ from dataclasses import dataclass
 WIDTH = 100
 
 # Entries of fewer columns share a line.
-SHORT = 45
+SHORT = 60
 
 
 class Code(str):

@@ -196,6 +196,13 @@ def check_splits(train: Split, val: Split, with_masks: bool, box_heads: list[str
             raise ValueError(
                 f'{split.file} has no object of its categories: give the file with the annotations'
             )
+        images = split.content['images']
+        if split.unannotated == len(images):
+            one, other = split.objects[0]['image_id'], images[0]['id']
+            raise ValueError(
+                f'{split.file} has objects, but none on its images: image_id of the annotations '
+                f'and id of the images must be equal, such as {one!r} and {other!r}'
+            )
         if with_masks and split.without_mask:
             raise ValueError(
                 f'{split.without_mask} of {len(split.objects)} objects in {split.file} have no '

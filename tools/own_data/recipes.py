@@ -12,6 +12,7 @@ from own_data.config_text import WIDTH, Code, Setting
 
 from convnext_backbone import PublishedWeights, infer_arch, list_pretrained
 from convnext_backbone.arch import ARCHS, Variant, resolve_arch
+from convnext_backbone.checkpoint.downloads import parse_hub_address
 from convnext_backbone.extraction.preprocessing import NORMALIZATIONS, normalization_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -63,7 +64,8 @@ def choose_weights(arch: str, given: str | None, base: Config) -> str | None:
     Raises:
         FileNotFoundError: If a given file does not exist.
         ValueError: If it is one of another architecture, or of a relative of ConvNeXt, as far as
-            this is known without a download: for files, and for published weights.
+            this is known without a download: for files, and for published weights. Also for an
+            ``hf://`` address of another form.
     """
     if given == 'none':
         return None
@@ -72,6 +74,8 @@ def choose_weights(arch: str, given: str | None, base: Config) -> str | None:
         if backbone.arch == arch:
             return backbone.init_cfg.checkpoint
         return list_pretrained(arch)[0].checkpoint
+    if given.startswith('hf://'):
+        parse_hub_address(given)
     if '://' not in given:
         if not Path(given).exists():
             raise FileNotFoundError(f'no such weights: {given}')
@@ -124,7 +128,7 @@ def header(what: str, weights: str | None) -> str:
     """The comment at the top of a config, with what is known of its weights."""
     description = describe_weights(weights) if weights else ''
     known = f' Weights: {description}.' if description else ''
-    text = f'{what} Written by tools/new_config.py; change what you like.{known}'
+    text = f'{what} Written by new_config.py.{known}'
     return ''.join(f'# {line}\n' for line in wrap(text, WIDTH - 2, break_on_hyphens=False))
 
 

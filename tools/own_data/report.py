@@ -21,6 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 from pycocotools import mask as coco_masks
 
+# Names of classes and files may have dollar signs.
+matplotlib.rcParams['text.parse_math'] = False
+
 # More classes are counted, but not listed.
 MAX_ROWS = 40
 ROWS, COLUMNS = 3, 4

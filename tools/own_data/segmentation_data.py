@@ -17,6 +17,9 @@ IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # The value of pixels without a class.
 IGNORED = 255
 
+# Suffixes of masks that compression changes.
+LOSSY = ('.jpg', '.jpeg')
+
 # Of more masks, this many, evenly spread, are read.
 MAX_MASKS = 2000
 
@@ -67,9 +70,15 @@ def read_mask_split(name: str, images: Path, masks: Path) -> MaskSplit:
 
     Raises:
         FileNotFoundError: If a folder does not exist or has no images.
-        ValueError: If its images have several suffixes, or if masks are not of one channel.
+        ValueError: If its images have several suffixes, or if masks are not of one channel or in a
+            format that changes values.
     """
     suffixes = (_suffix(images), _suffix(masks))
+    if suffixes[1].lower() in LOSSY:
+        raise ValueError(
+            f'{masks} holds {suffixes[1]} files, whose compression changes the values of masks: '
+            'write them as PNG'
+        )
     names = sorted(path.stem for path in images.glob(f'*{suffixes[0]}'))
     masked = {path.stem for path in masks.glob(f'*{suffixes[1]}')}
     missing = [name for name in names if name not in masked]
