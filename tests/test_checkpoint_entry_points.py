@@ -144,6 +144,18 @@ def test_pretrained_comes_last_and_once(tmp_path):
     assert all(torch.equal(kept[k], v) for k, v in model.state_dict().items())
 
 
+def test_an_entry_that_fails_leaves_nothing_of_the_others(tmp_path):
+    torch.save(meta(make_reference().state_dict()), tmp_path / 'good.pth')
+    entries = [dict(type='Constant', layer='Conv2d', val=3.0)]
+    entries += [dict(type='Pretrained', checkpoint=str(tmp_path / n)) for n in ('good.pth', 'none')]
+    model = randomize(small_backbone(init_cfg=entries))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(FileNotFoundError, match='no such checkpoint'):
+        model.init_weights()
+    assert same_tensors(before, model.state_dict())
+    assert model.init_cfg == entries
+
+
 def test_mmengine_still_records_where_every_parameter_came_from(tmp_path):
     path = tmp_path / 'meta.pth'
     torch.save(dict(model=meta(make_reference().state_dict())), path)

@@ -44,6 +44,8 @@ class LoadsAnyCheckpoint(BaseModule):
     def init_weights(self) -> None:
         """Initialises the module with the entries of ``init_cfg``, ``Pretrained`` entries last.
 
+        After an error, the module has all its old weights.
+
         Raises:
             ValueError, FileNotFoundError, TypeError, ImportError, OSError: As
                 :func:`convnext_backbone.load_checkpoint`, for ``Pretrained`` entries.
@@ -56,8 +58,14 @@ class LoadsAnyCheckpoint(BaseModule):
         self.init_cfg += [
             {**entry, 'type': AnyPretrainedInit} for entry in entries if entry['type'] in kinds
         ]
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         try:
             super().init_weights()
+        except Exception:
+            # Entries before the one that failed have changed weights.
+            for name, tensor in self.state_dict().items():
+                tensor.copy_(before[name])
+            raise
         finally:
             self.init_cfg = init_cfg
 
