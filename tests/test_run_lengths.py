@@ -24,8 +24,9 @@ def test_long_runs_and_differences_below_zero():
     text = coco_masks.frPyObjects(polygons, 4000, 4000)[0]['counts'].decode()
     assert pixels_of(text) == 4000 * 4000
     assert pixels_of([1, 2, 3]) == 6
+    assert pixels_of([10**30]) == 10**30
 
 
-@pytest.mark.parametrize('text', ['abc\x01', 'P', 'o' * 20, 'é', 'O'])
+@pytest.mark.parametrize('text', ['abc\x01', 'P', 'o' * 20, 'é', '\ud800', 'O'])
 def test_damaged_text_has_no_sum(text):
     assert pixels_of(text) is None

@@ -39,7 +39,7 @@ SECTIONS = (
     ('convnext_backbone.engine', engine, only_in(engine)),
     ('convnext_backbone.data', data, data.__all__),
 )
-# Their modules need frameworks that need not be installed here: only their text is read.
+# Their modules need frameworks that need not be installed here: they run without their imports.
 INTEGRATIONS = sorted((Path(convnext_backbone.__file__).parent / 'integrations').glob('[!_]*.py'))
 # The headings that Google's style has in docstrings.
 HEADINGS = ('Args', 'Attributes', 'Returns', 'Yields', 'Raises', 'Shape', 'Example')

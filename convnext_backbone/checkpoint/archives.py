@@ -52,16 +52,21 @@ def check_archive(path: Path) -> None:
         )
 
 
-def has_bytes_after_its_end(file: BinaryIO) -> bool:
-    """Whether a file in the format of torch before 1.6 goes on after what torch has read.
+def check_end(file: BinaryIO, path: Path) -> None:
+    """Refuses files in the format of torch before 1.6 that go on after what torch has read.
 
     Args:
         file: The file, where torch has stopped reading.
+        path: Its path.
+
+    Raises:
+        ValueError: If there are more bytes.
     """
     position = file.tell()
     is_archive = zipfile.is_zipfile(file)
     file.seek(position)
-    return not is_archive and bool(file.read(1))
+    if not is_archive and file.read(1):
+        raise ValueError(f'{path} is damaged (bytes after its end): download it again')
 
 
 def first_line(error: Exception) -> str:

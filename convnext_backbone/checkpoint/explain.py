@@ -37,6 +37,7 @@ def explain(
     parts = {parse_native(native).part for native in [*lost, *surplus, *misfits]}
     theirs_parts = {parse_native(native).part for native in found.tensors}
     dtypes = {found.tensors[native].dtype for native in misfits}
+    unusable = {dtype for dtype in dtypes if not dtype.is_floating_point or dtype.itemsize == 1}
     if parts == {'head'}:
         head = found.tensors.get(Name('head', 'weight').native)
         has = 'no head' if head is None else f'a head for num_labels={len(head)}'
@@ -59,9 +60,9 @@ def explain(
                 f': it is {found.prefix!r} in a larger model, such as a detector, that also has '
                 f'{", ".join(modules)}'
             )
-    elif any(not dtype.is_floating_point or dtype.itemsize == 1 for dtype in dtypes):
+    elif unusable:
         verdict = (
-            f'its tensors are of {", ".join(sorted(map(str, dtypes)))}: convert them to '
+            f'its tensors are of {", ".join(sorted(map(str, unusable)))}: convert them to '
             'torch.float32 first, and multiply quantised ones by their scales'
         )
     elif foreign := foreign_parts(found.tensors):

@@ -140,11 +140,14 @@ def contradictions(config: Mapping, settings: Mapping) -> dict[str, tuple]:
 
 
 def other_arguments(config: Mapping, arch: Arch) -> dict:
-    """Returns the arguments that are not the defaults of an architecture by a ``config.json``.
+    """Returns the arguments that a ``config.json`` sets to other values than the defaults.
 
     Args:
         config: The content of the file.
-        arch: The architecture.
+        arch: The architecture, which has defaults of its own.
+
+    Raises:
+        CheckpointError: As :func:`read_settings`.
     """
     defaults = dict(
         num_channels=3,

@@ -41,7 +41,7 @@ def _guard(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
 
 
 def _guard_with_parents(module: nn.Module) -> None:
-    """Also for a model that is put into a container which is in a larger model already."""
+    """Gives the check to a module and to all modules that contain it."""
     if not _is_guarded(module):
         module.register_load_state_dict_pre_hook(_check)
     for parent in _parents.get(module, ()):

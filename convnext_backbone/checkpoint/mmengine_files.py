@@ -21,7 +21,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from .archives import check_archive, has_bytes_after_its_end
+from .archives import check_archive, check_end
 from .downloads import download
 
 
@@ -101,8 +101,7 @@ def load_from_local(filename: str, map_location: Any) -> dict:
     check_archive(path)
     with allowed(MMENGINE_CLASSES), path.open('rb') as file:
         checkpoint = torch.load(file, map_location=map_location)
-        if has_bytes_after_its_end(file):
-            raise ValueError(f'{path} is damaged (bytes after its end)')
+        check_end(file, path)
     return checkpoint
 
 

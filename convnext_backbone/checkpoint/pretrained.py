@@ -75,10 +75,18 @@ class LoadsAnyCheckpoint(BaseModule):
         With ``strict``, infinite and NaN values are an error, too, and after an error the module
         has all its old weights. Torch itself would copy first and compare names afterwards.
 
+        Args:
+            state_dict: The state dict.
+            strict: Whether missing and unknown names are errors. Default: True.
+            assign: As in torch. Default: False.
+
+        Returns:
+            The missing and the unexpected names, as torch.
+
         Raises:
             CheckpointError: If the state dict does not fit; a ValueError and a RuntimeError.
         """
-        if strict:
+        if strict and isinstance(state_dict, Mapping):  # else torch says what it wants
             check_strictly(self.checkpoint_target(), state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 

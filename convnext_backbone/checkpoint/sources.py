@@ -9,10 +9,11 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from .archives import check_archive, first_line, has_bytes_after_its_end
+from .archives import check_archive, check_end, first_line
 from .containers import Checkpoint, unwrap
 from .downloads import download, fetch_from_hub
 from .hf_config import WEIGHT_FILES, is_weight_file, read_config
@@ -109,11 +110,17 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(path: Path) -> object:
+    with path.open('rb') as file:
+        content = _unpickle(file, path)
+        check_end(file, path)
+    return content
+
+
+def _unpickle(file: BinaryIO, path: Path) -> object:
     try:
         # Training scripts save their arguments with the weights. A Namespace runs no code.
-        with allowed([*MMENGINE_CLASSES, argparse.Namespace]), path.open('rb') as file:
-            content = torch.load(file, map_location='cpu', weights_only=True)
-            has_more = has_bytes_after_its_end(file)
+        with allowed([*MMENGINE_CLASSES, argparse.Namespace]):
+            return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))
         if culprit is None:
@@ -131,9 +138,6 @@ def _read_torch(path: Path) -> object:
         raise ValueError(
             f'{path} is truncated or damaged ({first_line(error)}): download it again'
         ) from error
-    if has_more:
-        raise ValueError(f'{path} is damaged (bytes after its end): download it again')
-    return content
 
 
 def _find_weights(folder: Path) -> Path:

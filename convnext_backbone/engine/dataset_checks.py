@@ -55,8 +55,8 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
         for split in splits:
             outer = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
             evaluators = cfg.get(f'{split}_evaluator') or []
-            judges = [evaluators] if isinstance(evaluators, Mapping) else evaluators
-            judged = None
+            all_evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
+            judged_dataset = None
             for leaf in _leaves(outer):
                 dataset = _build(registry, leaf)
                 if dataset is None:
@@ -66,13 +66,13 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
                     dataset,
                     pipeline,
                     cfg.get('model') or {},
-                    any(e.get('ann_file') for e in judges),
+                    any(e.get('ann_file') for e in all_evaluators),
                 )
                 if dataset.metainfo.get('classes') is not None:
                     classes[split] = tuple(dataset.metainfo['classes'])
                 if leaf is outer and _is_coco(dataset):
-                    judged = dataset
-            check_evaluators(evaluators, split, judged)
+                    judged_dataset = dataset
+            check_evaluators(evaluators, split, judged_dataset)
     for split, names in classes.items():
         first, others = next(iter(classes.items()))
         if names != others:
@@ -119,10 +119,8 @@ def _check_dataset(
     dataset: BaseDataset, pipeline: Sequence[Mapping], model: Mapping, is_judged_by_file: bool
 ) -> list[str]:
     backend = getattr(dataset, 'backend_args', None)
-    image_loading, loading = (
-        _step(pipeline, 'LoadImageFromFile'),
-        _step(pipeline, 'LoadAnnotations'),
-    )
+    image_loading = _step(pipeline, 'LoadImageFromFile')
+    loading = _step(pipeline, 'LoadAnnotations')
     if dataset.ann_file and not fileio.exists(dataset.ann_file, backend_args=backend):
         raise FileNotFoundError(
             f'no annotation file {dataset.ann_file}: check data_root and ann_file in the config'

@@ -9,7 +9,8 @@ from typing import TypeVar
 import cv2
 from mmengine import fileio
 
-# Of more files, this many, evenly spread, are looked up, and of fewer the headers are read.
+# At most this many files, evenly spread, are looked up, and the headers of at most this many images
+# are read.
 MAX_LOOKUPS, MAX_HEADERS = 10_000, 1000
 
 # The number of the orientation in EXIF data. From 5 on, it swaps width and height.

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..checkpoint.formats import NATIVE, NORMS_AND_HEAD
+from ..checkpoint.larger_models import WRAPPERS
 from ..checkpoint.names import parse_name
 from ..models.base import ConvNextBase
 from ..models.norms import ConvNextGRN
@@ -23,8 +24,7 @@ KEYS = (
     *('norm_decay_mult', 'dwconv_decay_mult', 'flat_decay_mult', 'dcn_offset_lr_mult'),
     'bypass_duplicate',
 )
-# The key prefixes that FSDP, torch.compile and activation checkpointing add to wrapped modules.
-_WRAPPERS = re.compile(r'(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
+_WRAPPERS = re.compile(rf'(?:{"|".join(WRAPPERS)})\.')
 
 
 def layer_id(name: str, decay_type: str, num_layers: int) -> int:

@@ -34,10 +34,13 @@ def check_masks(infos: Sequence[dict], loading: Mapping, count: int, ignored: in
     chosen = spread(infos, MAX_MASKS)
     wrong = {}
     for info in chosen:
-        path = info['seg_map_path']
+        path = info.get('seg_map_path')
+        if path is None:
+            raise ValueError('data_prefix needs seg_map_path, the folder of the masks, got None')
         try:
             mask = load(dict(info))['gt_seg_map']
-        except OSError as error:
+        # With cv2, what cannot be read is None.
+        except (OSError, AttributeError) as error:
             raise ValueError(f'cannot read the mask {path} ({error}): write it again') from error
         if mask.ndim != 2:
             raise ValueError(

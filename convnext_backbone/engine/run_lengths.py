@@ -21,7 +21,9 @@ def pixels_of(counts: Sequence[int] | str) -> int | None:
     Returns:
         The sum; None if the text is damaged.
     """
-    runs = _decode(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+    if not isinstance(counts, str):
+        return sum(counts)
+    runs = _decode(counts) if counts.isascii() else None
     return None if runs is None or (runs < 0).any() else int(runs.sum())
 
 

@@ -19,7 +19,7 @@ from ..ops import (
     modules_are_better,
 )
 from .activations import make_activation
-from .checks import check_finite, check_flag, check_integer, kernel_size_of_stages
+from .checks import check_finite, check_flag, check_integer, check_kernel_size
 from .drop_path import ConvNextDropPath
 from .fusion import (
     fused_replaces,
@@ -108,7 +108,7 @@ class ConvNextLayer(nn.Module):
             raise ValueError(f'prefer must be one of {PREFERENCES}, got {prefer!r}')
         check_integer('dim', dim, at_least=1)
         check_integer('dilation', dilation, at_least=1)
-        kernel_size_of_stages(kernel_size, 1)
+        check_kernel_size(kernel_size)
         check_flag('use_grn', use_grn)
         check_finite('layer_scale_init_value', layer_scale_init_value)
         check_flag('with_cp', with_cp)

@@ -49,15 +49,25 @@ def kernel_size_of_stages(value: int | Sequence[int], num_stages: int) -> tuple[
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     sizes: tuple[int, ...] = tuple(value) if is_list else (value,) * num_stages  # type: ignore
     for size in sizes:
-        check_integer('kernel_size', size, at_least=3)
-        if size % 2 == 0:
-            raise ValueError(f'kernel_size must be odd, so that resolutions stay, got {size}')
+        check_kernel_size(size)
     if len(sizes) != num_stages:
         raise ValueError(
             f'kernel_size must be one number or one for each of the {num_stages} stages, '
             f'got {value!r}'
         )
     return sizes
+
+
+def check_kernel_size(value: object) -> None:
+    """Refuses everything but an odd integer of at least 3.
+
+    Raises:
+        TypeError: If the value is not an integer.
+        ValueError: If it is even or too small.
+    """
+    check_integer('kernel_size', value, at_least=3)
+    if value % 2 == 0:  # type: ignore[operator]
+        raise ValueError(f'kernel_size must be odd, so that resolutions stay, got {value}')
 
 
 def check_flag(name: str, value: object, optional: bool = False) -> None:
@@ -104,11 +114,12 @@ def check_positive(name: str, value: object) -> None:
 
     Raises:
         TypeError: If the value is neither a number nor None.
-        ValueError: If it is not positive, 0 in float32, infinite or not a number (NaN).
+        ValueError: If it is not positive, too small for a normal number in float32, infinite or not
+            a number (NaN).
     """
     check_finite(name, value)
     if _is_number(value) and value < _FLOAT.tiny:
-        raise ValueError(f'{name} must be positive in float32, got {value}')
+        raise ValueError(f'{name} must be positive in float32, at least 1.2e-38, got {value}')
 
 
 def check_init_cfg(value: object) -> None:

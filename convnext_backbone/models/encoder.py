@@ -122,8 +122,8 @@ class ConvNextEncoder(nn.Module):
         strides: Stride of each built stage relative to the stem.
 
     Raises:
-        ValueError: If ``drop_path_rate`` is outside [0, 1), if ``max_stride`` is no power of 2, or
-            if there is not one depth per hidden size.
+        ValueError: If ``drop_path_rate`` is outside [0, 1), if ``max_stride`` is not the stride of
+            a stage, or if there is not one depth per hidden size.
         TypeError: If an argument has the wrong type.
     """
 
@@ -144,8 +144,9 @@ class ConvNextEncoder(nn.Module):
                 f'depths and hidden_sizes must have one number per stage, got {depths} and '
                 f'{hidden_sizes}'
             )
-        if max_stride not in (None, *(2**i for i in range(len(depths)))):
-            raise ValueError(f'max_stride must be a power of 2 or None, got {max_stride!r}')
+        allowed = [2**i for i in range(len(depths))]
+        if max_stride is not None and (max_stride is True or max_stride not in allowed):
+            raise ValueError(f'max_stride must be None or one of {allowed}, got {max_stride!r}')
         # On the CPU even under a device context: tensors on the meta device have no values.
         rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float64, device='cpu')
         in_channels = [hidden_sizes[0], *hidden_sizes]

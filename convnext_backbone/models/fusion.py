@@ -43,7 +43,8 @@ _GLOBAL_HOOKS = (
 )
 
 # The functions that fused operators replace, as they were defined: by owner (a class or a module)
-# and name. A function that was patched before it was noted here is None.
+# and name. A function that was patched before it was noted here is None. This is a list, as the
+# compiler of torch 2.6 cannot trace a dict with tuples as keys.
 _replaced: list[tuple[type | ModuleType, str, object]] = []
 
 

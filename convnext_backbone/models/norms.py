@@ -51,6 +51,8 @@ class ConvNextLayerNorm(nn.LayerNorm):
         if data_format not in DATA_FORMATS:
             raise ValueError(f'data_format must be one of {DATA_FORMATS}, got {data_format!r}')
         check_integer('normalized_shape', normalized_shape, at_least=1)
+        if eps is None:
+            raise TypeError('eps must be a number, got None')
         check_positive('eps', eps)
         check_flag('fused', fused, optional=True)
         super().__init__(normalized_shape, eps=eps)

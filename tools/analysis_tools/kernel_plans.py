@@ -89,7 +89,8 @@ def block_plans(
     features = empty(*shape, channels, dtype=types.features)
     grad_output = empty(*shape, channels, dtype=types.output)
     branch = empty(rows, channels, dtype=product)
-    inner = empty(rows, 4 * channels, dtype=product)
+    # Two tensors: what is read twice counts once.
+    inner, grad_hidden = (empty(rows, 4 * channels, dtype=product) for _ in range(2))
     weight2 = empty(channels, 4 * channels, dtype=product if len(set(types)) == 1 else FLOAT)
     taps, vector, samples = empty(49, channels), empty(channels), empty(images, 4 * channels)
     keeps = None, empty(rows)
@@ -103,9 +104,9 @@ def block_plans(
     convolved = forward.outputs[1]
     yield plan('depthwise_input_grad', convolved, taps, grad_output)
     yield plan('depthwise_weight_grad', features, convolved)
-    yield plan('gelu_backward_', inner, inner, None, None)
-    yield plan('gelu_backward_', inner, inner, samples, samples)
-    yield plan('column_products', inner, inner, images)
+    yield plan('gelu_backward_', grad_hidden, inner, None, None)
+    yield plan('gelu_backward_', grad_hidden, inner, samples, samples)
+    yield plan('column_products', grad_hidden, inner, images)
     for keep in keeps:
         for scale in (None, vector):
             yield plan('branch_grad', grad_output.view(rows, channels), keep, product, scale)

@@ -55,7 +55,7 @@ def check_is_coco(path: Path) -> None:
 
 
 def _format_of(path: Path) -> str | None:
-    """The known format of a file, or of the first such file in a folder; None for COCO's."""
+    """The known format of a file, or of the first such file in a folder; None for all others."""
     if path.is_dir():
         files = (p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file())
         path = next(files, path)
