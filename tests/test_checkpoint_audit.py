@@ -405,6 +405,13 @@ def test_layers_between_the_pooling_and_the_head_are_refused_by_classifiers(name
     load_checkpoint(model.convnext, state_dict)
 
 
+@pytest.mark.parametrize('name', ['criterion.weight', 'loss_cls.weight', 'data_preprocessor.mean'])
+def test_losses_beside_the_head_are_no_layers(name):
+    state_dict = hugging_face(make_reference().state_dict()) | {name: noise(5)}
+    model = ConvNextForImageClassification(SMALL, num_labels=5)
+    assert load_checkpoint(model, state_dict).ignored[name] == 'loss or preprocessing'
+
+
 @pytest.mark.parametrize('args', [{}, dict(num_channels=1, adapt_stem=True)], ids=str)
 @pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.complex64, torch.int8], ids=str)
 def test_tensors_that_need_a_conversion_are_named(args, dtype):

@@ -144,6 +144,16 @@ def test_pretrained_comes_last_and_once(tmp_path):
     assert all(torch.equal(kept[k], v) for k, v in model.state_dict().items())
 
 
+def test_mmengines_override_comes_after_a_pretrained_entry(tmp_path):
+    reference = make_reference()
+    torch.save(meta(reference.state_dict()), tmp_path / 'good.pth')
+    override = dict(type='Constant', name='hidden_states_norms', val=2.0, layer='ConvNextLayerNorm')
+    entry = dict(type='Pretrained', checkpoint=str(tmp_path / 'good.pth'), override=override)
+    model = randomize(small_backbone(init_cfg=entry))
+    model.init_weights()
+    assert_same_states(model, reference)
+
+
 def test_an_entry_that_fails_leaves_nothing_of_the_others(tmp_path):
     torch.save(meta(make_reference().state_dict()), tmp_path / 'good.pth')
     entries = [dict(type='Constant', layer='Conv2d', val=3.0)]

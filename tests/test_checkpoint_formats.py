@@ -171,6 +171,14 @@ def test_averaged_weights_are_loaded_unless_others_are_wanted(averaged, other, i
     assert infer_arch(content, use_ema=False)['arch'] == SMALL
 
 
+@pytest.mark.parametrize('key', ['teacher_head', 'ema_optimizer'])
+def test_other_keys_of_averages_are_no_weights(key):
+    reference = make_reference()
+    model = small_backbone()
+    load_checkpoint(model, {key: {'m': noise(2)}, 'model': timm(reference.state_dict())})
+    assert_same_features(model, reference)
+
+
 class Sums(BaseModel):
     def __init__(self):
         super().__init__()

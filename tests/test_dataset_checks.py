@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import REPO, run_tool
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from convnext_backbone.engine import image_checks, mask_checks
@@ -479,6 +479,41 @@ def test_masks_are_read_as_mmseg_reads_them(folder):
     for split in ('train', 'val', 'test'):
         cfg[f'{split}_dataloader'].dataset.type = 'CityscapesDataset'
         cfg[f'{split}_dataloader'].dataset.seg_map_suffix = '.png'
+    assert check_datasets(cfg) == []
+
+
+@TRANSFORMS.register_module()
+class Halved:
+    def __call__(self, results):
+        results['gt_seg_map'] = results['gt_seg_map'] // 2
+        return results
+
+
+def test_masks_that_an_own_step_changes_are_not_checked(folder):
+    write_mask(lambda mask: mask.fill(6))(None)
+    cfg = Config.fromfile(SEGMENTATION)
+    with pytest.raises(ValueError, match='values that are neither'):
+        check_datasets(cfg)
+    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='Halved'))
+    assert check_datasets(cfg) == []
+
+
+def test_what_only_masks_and_evaluations_need_is_not_asked_of_others(folder):
+    cfg = Config.fromfile(DETECTION)
+    first('annotations', segmentation=dict(size=[64, 64], counts=[4096.0]))(cfg)
+    first('annotations', iscrowd=None)(cfg)
+    with pytest.raises(ValueError, match='the mask of annotation 1 has the size'):
+        check_datasets(cfg)
+    for split in ('train', 'val', 'test'):
+        for step in cfg[f'{split}_dataloader'].dataset.pipeline:
+            step.pop('with_mask', None)
+    assert check_datasets(cfg) == []
+
+
+def test_evaluators_may_read_other_annotations_of_the_same_images(folder):
+    cfg = Config.fromfile(DETECTION)
+    shutil.copy(cfg.val_evaluator.ann_file, 'relabelled.json')
+    cfg.val_evaluator.ann_file = 'relabelled.json'
     assert check_datasets(cfg) == []
 
 

@@ -90,7 +90,10 @@ def _containers(content: Mapping) -> tuple[list[str], list[str]]:
     if isinstance(ema, Mapping) and 'steps' in ema and 'state_dict' in content:
         return ['state_dict'], ['ema_state_dict']
     keys = [key for key in content if isinstance(key, str)]
-    averaged = [key for word in AVERAGED_WORDS for key in keys if word in words_of(key)]
+    # Not teacher_head or ema_optimizer.
+    known = set(AVERAGED_WORDS).union(*map(words_of, CONTAINERS))
+    weights = [key for key in keys if words_of(key) <= known]
+    averaged = [key for word in AVERAGED_WORDS for key in weights if word in words_of(key)]
     return list(dict.fromkeys(averaged)), [key for key in CONTAINERS if key in content]
 
 

@@ -218,6 +218,7 @@ IGNORED = {
     r'(decoder|proj|pred)\.|mask_token$': 'decoder',
     r'projectors?\.': 'projector',
     r'(head|classifier|dino_head|ibot_head)\.': 'head',
+    r'(criterion|loss\w*|\w+_loss|data_preprocessor)\.': 'loss or preprocessing',
 }
 
 # A regular expression of tensors that adapters and weight normalisation store in place of weights.
@@ -232,7 +233,7 @@ AVERAGED_WORDS = ('teacher', 'ema')
 OTHER_WORDS = ('student',)
 
 # Keys under which files store a state dict that is not averaged. The first one that exists is read.
-# Averaged weights are under a key with one of the words above, such as model_ema.
+# Averaged weights are under a key of one of the words above and words of these, such as model_ema.
 CONTAINERS = (
     'state_dict',
     'model',

@@ -47,7 +47,9 @@ ACTIVATION_NAMES = {
 
 def is_weight_file(name: str) -> bool:
     """Whether a file has a name of Hugging Face's: also shards and variants in other dtypes."""
-    return re.fullmatch(r'(model|pytorch_model)\b.*\.(safetensors|bin|json)', name) is not None
+    variant = r'(\.\w+|-\d+-of-\d+)?'
+    suffix = r'\.(safetensors|bin)(\.index\.json)?'
+    return re.fullmatch(rf'(model|pytorch_model){variant}{suffix}', name) is not None
 
 
 def read_config(folder: Path) -> dict:
@@ -87,9 +89,6 @@ def read_settings(config: Mapping) -> dict:
     Returns:
         ``num_channels``, ``patch_size``, ``hidden_act``, ``norm_eps`` and ``layer_norm_eps`` of
         the model; empty if it is no ConvNeXt.
-
-    Raises:
-        CheckpointError: If ``layer_norm_eps`` is not a positive number.
     """
     for key in ('backbone_config', 'vision_config'):
         inner = config.get(key)
@@ -99,11 +98,6 @@ def read_settings(config: Mapping) -> dict:
         return {}
     defaults = _DEFAULTS[kind]
     settings = {key: config.get(key, value) for key, value in defaults.items()}
-    eps = settings['layer_norm_eps']
-    if type(eps) not in (int, float) or not 0 < eps < math.inf:
-        raise CheckpointError(
-            f'the config.json is damaged: layer_norm_eps is {eps!r}, not a positive number'
-        )
     is_fixed = kind != 'dinov3_convnext'
     settings['norm_eps'] = defaults['norm_eps'] if is_fixed else settings['layer_norm_eps']
     side = settings['patch_size']
@@ -130,8 +124,17 @@ def contradictions(config: Mapping, settings: Mapping) -> dict[str, tuple]:
 
     Returns:
         The value in the config and that of the model, by argument.
+
+    Raises:
+        CheckpointError: If an eps in the config is not a positive number.
     """
     theirs = read_settings(config)
+    for key in ('norm_eps', 'layer_norm_eps'):
+        eps = theirs.get(key, 1.0)
+        if key in settings and (type(eps) not in (int, float) or not 0 < eps < math.inf):
+            raise CheckpointError(
+                f'the config.json is damaged: layer_norm_eps is {eps!r}, not a positive number'
+            )
     return {
         key: (theirs[key], own)
         for key, own in settings.items()
@@ -147,7 +150,7 @@ def other_arguments(config: Mapping, arch: Arch) -> dict:
         arch: The architecture, which has defaults of its own.
 
     Raises:
-        CheckpointError: As :func:`read_settings`.
+        CheckpointError: As :func:`contradictions`.
     """
     defaults = dict(
         num_channels=3,

@@ -82,9 +82,9 @@ def load_checkpoint(
             f'values need strict=False. They are in {listed(report.non_finite)}'
         )
     # A state dict of the model itself may have other names for its tensors: copy them first.
-    own = {tensor.untyped_storage().data_ptr() for tensor in target.tensors.values()}
+    own = {_memory(tensor) for tensor in target.tensors.values()} - {None}
     sources = {
-        name: tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor
+        name: tensor.clone() if _memory(tensor) in own else tensor
         for name, tensor in tensors.items()
     }
     with torch.no_grad():
@@ -92,6 +92,12 @@ def load_checkpoint(
             target.tensors[name].copy_(tensor)
     report.log()
     return report
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Returns the address of a tensor's memory; None if it has none of its own, as in FSDP."""
+    is_plain = type(tensor) in (Tensor, nn.Parameter)
+    return tensor.untyped_storage().data_ptr() if is_plain else None
 
 
 def check_strictly(target: Target, state_dict: Mapping[str, Tensor]) -> None:

@@ -58,12 +58,13 @@ class LoadsAnyCheckpoint(BaseModule):
         self.init_cfg += [
             {**entry, 'type': AnyPretrainedInit} for entry in entries if entry['type'] in kinds
         ]
-        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        state = self.state_dict() if len(entries) > 1 else {}
+        before = {name: tensor.clone() for name, tensor in state.items()}
         try:
             super().init_weights()
         except Exception:
             # Entries before the one that failed have changed weights.
-            for name, tensor in self.state_dict().items():
+            for name, tensor in state.items():
                 tensor.copy_(before[name])
             raise
         finally:

@@ -43,8 +43,7 @@ def read_coco(path: str | Path, backend_args: dict | None = None) -> dict:
 
     Raises:
         ValueError: If the file is damaged, has another format, no images, or an id twice; if an
-            image, a category or an object lacks what mmdet reads of it; if run lengths have another
-            size than their image.
+            image, a category or an object lacks what mmdet reads of it.
     """
     try:
         content = json.loads(fileio.get_text(path, backend_args=backend_args))
@@ -72,8 +71,35 @@ def read_coco(path: str | Path, backend_args: dict | None = None) -> dict:
     # Those of panoptic files have no boxes of their own.
     if not any('segments_info' in entry for entry in found['annotations']):
         _check_objects(path, found['annotations'])
-        _check_sizes(path, found)
     return found
+
+
+def check_run_lengths(path: str | Path, content: dict) -> None:
+    """Compares the size of run lengths, and their sum, with the size of the image.
+
+    Args:
+        path: The file, for messages.
+        content: What :func:`read_coco` returns.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    sizes = {image['id']: [image['height'], image['width']] for image in content['images']}
+    for entry in content['annotations']:
+        mask, size = entry.get('segmentation'), sizes.get(entry.get('image_id'))
+        if not size or not isinstance(mask, dict) or entry.get('ignore'):
+            continue
+        if mask['size'] != size:
+            raise ValueError(
+                f'{path}: the mask of annotation {entry["id"]} has the size {mask["size"]}, but '
+                f'image {entry["image_id"]!r} has [height, width] = {size}: write the mask again'
+            )
+        if pixels_of(mask['counts']) != size[0] * size[1]:
+            raise ValueError(
+                f'{path}: the run lengths of annotation {entry["id"]} are damaged, their sum is '
+                f'not the {size[0] * size[1]} pixels of image {entry["image_id"]!r}: write the '
+                'mask again'
+            )
 
 
 def is_outside(box: Sequence[float], width: int, height: int) -> bool:
@@ -141,7 +167,7 @@ def _check_objects(path: str | Path, objects: list[dict]) -> None:
                 f'{path}: the area of annotation {entry["id"]} must be a number of square pixels, '
                 f'got {entry["area"]!r}'
             )
-        if entry.get('iscrowd', 0) not in (0, 1):
+        if entry.get('iscrowd') not in (None, 0, 1):
             raise ValueError(
                 f'{path}: iscrowd of annotation {entry["id"]} must be 0 or 1, '
                 f'got {entry["iscrowd"]!r}'
@@ -154,26 +180,6 @@ def _check_objects(path: str | Path, objects: list[dict]) -> None:
             )
 
 
-def _check_sizes(path: str | Path, content: dict) -> None:
-    """Compares the size in run lengths, and their sum, with the size of the image."""
-    sizes = {image['id']: [image['height'], image['width']] for image in content['images']}
-    for entry in content['annotations']:
-        mask, size = entry.get('segmentation'), sizes.get(entry.get('image_id'))
-        if not size or not isinstance(mask, dict) or entry.get('ignore'):
-            continue
-        if mask['size'] != size:
-            raise ValueError(
-                f'{path}: the mask of annotation {entry["id"]} has the size {mask["size"]}, but '
-                f'image {entry["image_id"]!r} has [height, width] = {size}: write the mask again'
-            )
-        if pixels_of(mask['counts']) != size[0] * size[1]:
-            raise ValueError(
-                f'{path}: the run lengths of annotation {entry["id"]} are damaged, their sum is '
-                f'not the {size[0] * size[1]} pixels of image {entry["image_id"]!r}: write the '
-                'mask again'
-            )
-
-
 def _is_box(box: object) -> bool:
     return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
 
@@ -181,7 +187,7 @@ def _is_box(box: object) -> bool:
 def _is_mask(mask: object) -> bool:
     if isinstance(mask, dict):
         counts = mask.get('counts')
-        are_runs = isinstance(counts, list) and all(isinstance(n, int) and n >= 0 for n in counts)
+        are_runs = isinstance(counts, list) and all(_is_number(n) and n >= 0 for n in counts)
         return 'size' in mask and (are_runs or isinstance(counts, str))
     return not mask or (isinstance(mask, list) and all(map(_is_polygon, mask)))
 

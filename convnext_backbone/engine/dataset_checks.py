@@ -16,10 +16,16 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from ..checkpoint.names import listed
-from .coco_file import has_mask, has_short_polygon, is_outside, read_coco
-from .evaluator_checks import check_evaluators
+from .coco_file import (
+    check_run_lengths,
+    has_mask,
+    has_short_polygon,
+    is_outside,
+    read_coco,
+)
+from .evaluator_checks import check_crowds, check_evaluators
 from .image_checks import check_files, check_headers
-from .mask_checks import check_masks
+from .mask_checks import check_masks, keeps_values
 from .model_checks import check_classes, kind_of
 
 SPLITS = ('train', 'val', 'test')
@@ -66,7 +72,7 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[str]:
                     dataset,
                     pipeline,
                     cfg.get('model') or {},
-                    any(e.get('ann_file') for e in all_evaluators),
+                    any(e.get('ann_file') and not e.get('format_only') for e in all_evaluators),
                 )
                 if dataset.metainfo.get('classes') is not None:
                     classes[split] = tuple(dataset.metainfo['classes'])
@@ -137,7 +143,7 @@ def _check_dataset(
             check_files(paths, _folders(dataset), backend)
             if key == 'img_path':
                 check_headers(paths, _folders(dataset), image_loading)
-        if has_masks and loading:
+        if has_masks and loading and keeps_values(pipeline):
             _check_masks(dataset, infos, loading, model)
         return []
     if not _is_coco(dataset):
@@ -155,15 +161,17 @@ def _check_dataset(
     warnings = check_headers(paths, dataset.ann_file, image_loading, sizes)
     _check_classes(dataset, content['categories'])
     warnings += _check_objects(dataset, content, loading)
+    if loading.get('with_mask'):
+        check_run_lengths(dataset.ann_file, content)
     if is_judged_by_file:
-        _check_crowds(dataset, content)
+        check_crowds(dataset, content)
     _check_filter(dataset, content)
     return warnings
 
 
 def _step(pipeline: Sequence[Mapping], kind: str) -> Mapping:
     """The first step of a kind in a pipeline; empty if there is none."""
-    return next((step for step in pipeline if kind_of(step).endswith(kind)), {})
+    return next((step for step in pipeline if kind_of(step) == kind), {})
 
 
 def _check_masks(
@@ -255,16 +263,6 @@ def _check_objects(dataset: BaseDataset, content: dict, loading: Mapping) -> lis
                 f'{found[0].get("id")} of image {found[0]["image_id"]!r}, box {found[0]["bbox"]}'
             )
     return warnings
-
-
-def _check_crowds(dataset: BaseDataset, content: dict) -> None:
-    """Refuses objects with which the evaluation would end in an error, after the first epochs."""
-    for entry in content['annotations']:
-        if 'iscrowd' not in entry and 'segments_info' not in entry:
-            raise ValueError(
-                f'{dataset.ann_file}: annotation {entry["id"]} has no iscrowd, which the '
-                'evaluation needs: add "iscrowd": 0 to single objects'
-            )
 
 
 def _check_filter(dataset: BaseDataset, content: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +28,7 @@ def check_evaluators(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If an evaluator reads another file than the dataset.
+        ValueError: If an evaluator reads a file with other images than those of the dataset.
     """
     single = isinstance(evaluators, Mapping)
     for i, evaluator in enumerate([evaluators] if single else evaluators):
@@ -38,13 +39,43 @@ def check_evaluators(
             raise FileNotFoundError(f'no annotation file {path}: check ann_file of the evaluator')
         if dataset is None or kind_of(evaluator) != _judge_of(dataset):
             continue
-        if os.path.realpath(path) != os.path.realpath(dataset.ann_file):
+        if os.path.realpath(path) == os.path.realpath(dataset.ann_file):
+            continue
+        # Other annotations of the same images are fine.
+        if _images(dataset.ann_file) != _images(path):
             line = f'{split}_evaluator{"" if single else f"[{i}]"}.ann_file'
             raise ValueError(
                 f'{line} is {path}, but {split}_dataloader reads {dataset.ann_file}: predictions '
                 f'would be compared with other images; set {line}={dataset.ann_file!r}, or '
                 f'another {split}_dataloader.dataset.ann_file'
             )
+
+
+def check_crowds(dataset: BaseDataset, content: dict) -> None:
+    """Refuses objects with which the evaluation would end in an error, after the first epochs.
+
+    Args:
+        dataset: A dataset that an evaluator judges by its file.
+        content: The content of the file.
+
+    Raises:
+        ValueError: If an object that is evaluated has no ``iscrowd``.
+    """
+    classes = dataset.metainfo['classes']
+    kept = {entry['id'] for entry in content['categories'] if entry['name'] in classes}
+    images = {image['id'] for image in content['images']}
+    for entry in content['annotations']:
+        is_read = entry.get('category_id') in kept and entry.get('image_id') in images
+        if is_read and entry.get('iscrowd') is None:
+            raise ValueError(
+                f'{dataset.ann_file}: annotation {entry["id"]} has no iscrowd, which the '
+                'evaluation needs: add "iscrowd": 0 to single objects'
+            )
+
+
+def _images(path: str) -> dict:
+    content = json.loads(fileio.get_text(path))
+    return {image['id']: image['file_name'] for image in content['images']}
 
 
 def _judge_of(dataset: BaseDataset) -> str:

@@ -9,9 +9,21 @@ import numpy as np
 from mmengine.registry import TRANSFORMS
 
 from .image_checks import spread
+from .model_checks import kind_of
 
 # Of more masks, this many, evenly spread, are read.
 MAX_MASKS = 200
+
+# The packages whose transforms keep the values of masks as they are read.
+FRAMEWORKS = ('mmcv', 'mmdet', 'mmengine', 'mmseg', 'convnext_backbone')
+
+
+def keeps_values(pipeline: Sequence[Mapping]) -> bool:
+    """Whether no step of a pipeline is the user's own, which could change the values of masks."""
+    registries = TRANSFORMS, *TRANSFORMS.children.values()
+    known = {name: kind for registry in registries for name, kind in registry.module_dict.items()}
+    found = (known.get(kind_of(step)) for step in pipeline)
+    return all(kind is None or kind.__module__.split('.')[0] in FRAMEWORKS for kind in found)
 
 
 def check_masks(infos: Sequence[dict], loading: Mapping, count: int, ignored: int) -> None:

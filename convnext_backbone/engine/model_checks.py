@@ -69,7 +69,8 @@ def check_channels(model: Mapping) -> None:
         given = list(given) if isinstance(given, (list, tuple)) else [given]
         with torch.device('meta'):
             built = ConvNextBackbone(**{k: v for k, v in backbone.items() if k != 'type'})
-        if given != built.channels:
+        # Some necks take the deepest map first, or that map alone.
+        if given not in (built.channels, built.channels[::-1], built.channels[-1:]):
             raise ValueError(
                 f'{line}.in_channels is {given}, but the backbone returns '
                 f'{", ".join(built.out_features)} with {built.channels} channels: '

@@ -9,7 +9,10 @@ import torch
 from mmengine.model import PretrainedInit
 
 _FLOAT = torch.finfo(torch.float32)
-_PRETRAINED_KEYS = {'type', 'checkpoint', 'prefix', 'map_location', 'use_ema'}
+_PRETRAINED_KEYS = {
+    *('type', 'checkpoint', 'prefix', 'map_location', 'use_ema'),
+    *('override', '_scope_'),  # which mmengine takes in all entries
+}
 
 
 def check_integer(name: str, value: object, at_least: int) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convnext_backbone.engine.coco_file import SHORTEST, has_mask
+from convnext_backbone.engine.run_lengths import pixels_of
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -79,7 +80,7 @@ def draw_objects(split: Split, path: Path) -> None:
             label = str(names.get(entry['category_id'], 'unknown'))
             box = dict(facecolor=color, edgecolor='none', pad=1)
             axis.text(x, y, label, fontsize=7, color='white', va='bottom', bbox=box, clip_on=True)
-            if has_mask(entry):
+            if has_mask(entry) and _fits(entry['segmentation'], *pixels.shape[:2]):
                 axis.contour(_mask(entry['segmentation'], *pixels.shape[:2]), [0.5], colors=[color])
         axis.set_title(image['file_name'], fontsize=8)
 
@@ -131,6 +132,14 @@ def _read(path: Path) -> np.ndarray:
     if image is None:
         raise ValueError(f'cannot read {path} as an image: write it again')
     return image[..., ::-1]
+
+
+def _fits(segmentation: list | dict, height: int, width: int) -> bool:
+    """Whether a mask can be drawn: detectors of boxes alone do not need whole run lengths."""
+    if isinstance(segmentation, list):
+        return True
+    whole = pixels_of(segmentation['counts']) == height * width
+    return whole and segmentation['size'] == [height, width]
 
 
 def _mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
