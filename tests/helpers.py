@@ -57,6 +57,12 @@ def run_tool(name: str, *args: object, cwd: Path, launcher: tuple = (sys.executa
     return result.stdout
 
 
+def make_shapes(folder: Path, train: int, val: int, *args: object) -> None:
+    """Generates so many images of shapes in ``data/shapes`` of a folder."""
+    counts = ('--train', train, '--val', val)
+    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *counts, *args, cwd=folder)
+
+
 def load_whole(path: Path) -> object:
     """Loads a whole mmengine checkpoint, independent of earlier loads in this process."""
     with allowed(MMENGINE_CLASSES):

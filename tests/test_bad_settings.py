@@ -1,7 +1,7 @@
 """Values in configs that only the classes that get them can judge: one sentence, status 2."""
 
 import pytest
-from helpers import REPO, run_tool
+from helpers import REPO, make_shapes
 
 from convnext_backbone.engine import setup_hook
 
@@ -12,8 +12,7 @@ IN_CHANNELS = 'model.neck.in_channels'
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('generated')
-    images = ('--train', 4, '--val', 2, '--size', 32)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
+    make_shapes(folder, 4, 2, '--size', 32)
     return folder
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, load_whole, run_tool
+from helpers import REPO, load_whole, make_shapes, run_tool
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
@@ -203,8 +203,7 @@ def load_trained(folder):
 
 def test_transfer_compares_two_starts(trained):
     folder, _ = trained
-    images = ('--train', 8, '--val', 2)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
+    make_shapes(folder, 8, 2)
     output = run_tool(
         *('analysis_tools/transfer.py', 'run/epoch_10.pth', '--work-dir', 'transfer'),
         *('--seeds', 1, '--epochs', 1),

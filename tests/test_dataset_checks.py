@@ -8,7 +8,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
-from helpers import REPO, run_tool
+from helpers import REPO, make_shapes, run_tool
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
@@ -26,8 +26,7 @@ TRAIN = 'data/shapes/annotations/instances_train.json'
 @pytest.fixture(scope='module')
 def generated(tmp_path_factory):
     folder = tmp_path_factory.mktemp('generated')
-    images = ('--train', 6, '--val', 2, '--size', 32)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
+    make_shapes(folder, 6, 2, '--size', 32)
     images = ('--train', 24, '--val', 12, '--size', 32)
     run_tool('dataset_converters/make_shapes_folder.py', 'data/shapes_folder', *images, cwd=folder)
     return folder
@@ -87,6 +86,12 @@ def write_mask(change):
         Image.fromarray(mask).save(path)
 
     return fault
+
+
+def spoil_mask(name):
+    """Gives all pixels of a training mask a value without a class."""
+    path = Path('data/shapes/masks/train', f'{name}.png')
+    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(path)
 
 
 @pytest.mark.parametrize('path', [DETECTION, SEGMENTATION, CLASSIFICATION], ids=lambda p: p.stem)
@@ -520,10 +525,9 @@ def test_evaluators_may_read_other_annotations_of_the_same_images(folder):
 def test_of_many_masks_some_are_read(folder, monkeypatch):
     monkeypatch.setattr(mask_checks, 'MAX_MASKS', 2)
     cfg = Config.fromfile(SEGMENTATION)
-    masks = Path('data/shapes/masks/train')
-    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000002.png')
+    spoil_mask('000002')
     assert check_datasets(cfg) == []
-    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000004.png')
+    spoil_mask('000004')
     with pytest.raises(ValueError, match=r'1 of 2 masks .* such as 9 in .*000004\.png'):
         check_datasets(cfg)
 
@@ -575,10 +579,9 @@ def test_masks_of_listed_images_are_checked(folder):
     cfg = Config.fromfile(SEGMENTATION)
     Path('data/shapes/train.txt').write_text('000002\n000003\n')
     cfg.train_dataloader.dataset.ann_file = 'train.txt'
-    masks = Path('data/shapes/masks/train')
-    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000001.png')
+    spoil_mask('000001')
     assert check_datasets(cfg) == []
-    Image.fromarray(np.full((32, 32), 9, np.uint8)).save(masks / '000003.png')
+    spoil_mask('000003')
     with pytest.raises(ValueError, match=r'1 of 2 masks .* such as 9 in .*000003\.png'):
         check_datasets(cfg)
 

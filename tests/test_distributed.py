@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import REPO, run_tool
+from helpers import REPO, make_shapes, run_tool
 
 from convnext_backbone import ConvNextStage, convnext_auto_wrap_policy
 
@@ -14,8 +14,7 @@ CONFIG = REPO / 'configs/demo/mask-rcnn_convnext-atto_fpn_shapes.py'
 
 def test_two_processes_train_a_truncated_backbone(tmp_path, monkeypatch):
     """DDP fails if a parameter gets no gradient."""
-    images = ('--train', 16, '--val', 2)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=tmp_path)
+    make_shapes(tmp_path, 16, 2)
     options = [
         'train_cfg.max_epochs=1',
         "model.backbone.out_features=('stage1','stage3')",

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, run_tool
+from helpers import REPO, make_shapes
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS
@@ -37,8 +37,7 @@ SEGMENTATION = {
 @pytest.fixture(scope='module')
 def generated(tmp_path_factory):
     folder = tmp_path_factory.mktemp('generated')
-    images = ('--train', 12, '--val', 4, '--size', 64)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
+    make_shapes(folder, 12, 4, '--size', 64)
     return folder
 
 

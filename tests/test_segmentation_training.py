@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import REPO, run_tool
+from helpers import REPO, make_shapes, run_tool
 
 CONFIG = REPO / 'configs/demo/upernet_convnext-atto_shapes.py'
 EPOCHS = 4
@@ -26,8 +26,7 @@ def read_labels(path: Path) -> np.ndarray:
 def trained(tmp_path_factory):
     """Four epochs of 40 iterations of the demo, in the folder with its data."""
     folder = tmp_path_factory.mktemp('run')
-    images = ('--train', 160, '--val', 16)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
+    make_shapes(folder, 160, 16)
     options = [f'train_cfg.max_epochs={EPOCHS}', f'param_scheduler.1.T_max={EPOCHS}']
     options += [f'train_cfg.val_interval={EPOCHS}', f'default_hooks.checkpoint.interval={EPOCHS}']
     output = run_tool(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import REPO, SMALL, run_tool
+from helpers import REPO, SMALL, make_shapes
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.model import BaseModel, ExponentialMovingAverage, revert_sync_batchnorm
@@ -272,8 +272,7 @@ def test_random_weights_are_told_once(tmp_path):
 
 def test_a_wrong_run_stops_before_its_first_iteration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    images = ('--train', 4, '--val', 2, '--size', 32)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=tmp_path)
+    make_shapes(tmp_path, 4, 2, '--size', 32)
     for options, message in (
         ({'train_dataloader.dataset.metainfo.classes': ('disc', 'square')}, 'no category disc'),
         ({'model.roi_head.bbox_head.num_classes': 80}, r'set model\.roi_head\.bbox_head\.num'),
@@ -292,8 +291,7 @@ def test_a_wrong_run_stops_before_its_first_iteration(tmp_path, monkeypatch):
 
 def test_data_are_checked_once_per_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    images = ('--train', 4, '--val', 2, '--size', 32)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=tmp_path)
+    make_shapes(tmp_path, 4, 2, '--size', 32)
     cfg = copy.deepcopy(read('mask-rcnn'))
     cfg.train_dataloader.dataset.data_root = f'{tmp_path}/data/shapes'
     check_datasets_once(cfg, ('train', 'val'))

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from helpers import REPO, run_tool
+from helpers import REPO, make_shapes, run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -30,8 +30,7 @@ def average_precisions(text: str) -> list[str]:
 def trained(tmp_path_factory):
     """Three epochs of 30 iterations of the demo, in the folder with its data."""
     folder = tmp_path_factory.mktemp('run')
-    images = ('--train', 120, '--val', 16)
-    run_tool('dataset_converters/make_shapes_dataset.py', 'data/shapes', *images, cwd=folder)
+    make_shapes(folder, 120, 16)
     options = ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3', 'param_scheduler.1.T_max=3']
     options += ['default_hooks.checkpoint.interval=1']
     output = run_tool(

@@ -199,7 +199,7 @@ def prepare(cfg: Config, config: str, *splits: str) -> None:
     if lacking:
         raise ValueError(f'{config} has no {", ".join(lacking)}: choose a config that has')
     check_folder(cfg.work_dir)
-    check_channels(cfg.model)  # some necks refuse wrong ones without a word
+    check_channels(cfg.model)  # the error of some necks has no message
     # Once on each machine: all processes of a launcher would read the same files.
     if os.environ['LOCAL_RANK'] == '0':
         weights = cfg.get('load_from')

@@ -53,7 +53,7 @@ def check_amp(cfg: Config, asked: bool) -> None:
 
 
 def check_optimizer(cfg: Config) -> None:
-    """Raises a ValueError for an unknown optimiser: mmengine's constructor fails without a word."""
+    """Raises a ValueError for an unknown optimiser; mmengine's own error has no message."""
     kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
     with OPTIMIZERS.switch_scope_and_registry(None) as registry:
         if isinstance(kind, str) and registry.get(kind) is None:

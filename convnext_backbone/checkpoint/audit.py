@@ -10,6 +10,7 @@ from .containers import Checkpoint, CheckpointError
 from .explain import explain
 from .formats import MAP_NORMS
 from .hf_config import check_config
+from .layouts import is_plain
 from .names import Name, listed, parse_native
 from .report import LoadReport, non_finite
 from .stems import adapt_stem, can_be_adapted
@@ -122,9 +123,8 @@ def can_be_copied(tensor: object, own: Tensor) -> bool:
 
 
 def has_plain_values(tensor: Tensor) -> bool:
-    """Whether a tensor holds numbers as they are. Those of 8 bits and fewer need a scale."""
-    is_float = tensor.is_floating_point() and tensor.dtype.itemsize > 1
-    return is_float and tensor.layout == torch.strided
+    """Whether a tensor holds numbers as they are, one after another."""
+    return is_plain(tensor.dtype) and tensor.layout == torch.strided
 
 
 def _settle_unclear_norm(found: Translation, own_modules: set[Name]) -> str:
@@ -187,7 +187,7 @@ def _reason_to_leave_out(name: Name, own_modules: set[Name], arch: Arch) -> str 
 def _layout(tensor: Tensor) -> str:
     """Describes a tensor: its shape, and what is unusual about it."""
     words = [str(tuple(tensor.shape))]
-    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+    if not is_plain(tensor.dtype):
         words.append(str(tensor.dtype).removeprefix('torch.'))
     if tensor.layout != torch.strided:
         words.append(str(tensor.layout).removeprefix('torch.'))

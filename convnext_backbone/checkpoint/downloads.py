@@ -12,6 +12,7 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
+from .archives import first_line
 from .hf_config import is_weight_file
 
 _HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?')
@@ -91,8 +92,7 @@ def fetch_from_hub(address: str) -> Path:
             )
         return Path(folder)
     except (OSError, EntryNotFoundError) as error:
-        reason = str(error).partition('\n')[0]
-        raise OSError(f'cannot download {address}: {reason}') from error
+        raise OSError(f'cannot download {address}: {first_line(error)}') from error
 
 
 def _fetch_config(address: str, repo: str, file: str, revision: str | None) -> None:

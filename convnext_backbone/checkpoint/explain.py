@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from .infer import read_arch
+from .layouts import is_plain
 from .names import Name, listed, parse_native
 from .target import Target
 from .translate import Translation
@@ -37,7 +38,7 @@ def explain(
     parts = {parse_native(native).part for native in [*lost, *surplus, *misfits]}
     theirs_parts = {parse_native(native).part for native in found.tensors}
     dtypes = {found.tensors[native].dtype for native in misfits}
-    unusable = {dtype for dtype in dtypes if not dtype.is_floating_point or dtype.itemsize == 1}
+    unusable = {dtype for dtype in dtypes if not is_plain(dtype)}
     if parts == {'head'}:
         head = found.tensors.get(Name('head', 'weight').native)
         has = 'no head' if head is None else f'a head for num_labels={len(head)}'

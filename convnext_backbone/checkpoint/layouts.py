@@ -19,6 +19,11 @@ _OVERLAP_CONVS = ('overlap_conv1', 'overlap_conv2', 'overlap_act_conv2')
 _CONVS = ('stem_conv', *_OVERLAP_CONVS, 'down_conv', 'dwconv')
 
 
+def is_plain(dtype: torch.dtype) -> bool:
+    """Whether a dtype holds numbers as they are. Those of 8 bits and fewer need a scale."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
 def to_native(name: Name, tensor: Tensor) -> Tensor:
     """Converts a tensor to the layout of this package.
 

@@ -112,7 +112,7 @@ def check_strictly(target: Target, state_dict: Mapping[str, Tensor]) -> None:
     """
     adopted = dict(state_dict)
     adopt_state_dict(target, adopted, prefix='', log=False)
-    own = {target.own_name(name): tensor for name, tensor in target.tensors.items()}
+    own = target.own_tensors
     problems = {
         'Missing key(s)': [name for name in own if name not in adopted],
         'Unexpected key(s)': [name for name in adopted if name not in own],
@@ -153,7 +153,7 @@ def adopt_state_dict(
         for name, tensor in state_dict.items()
         if isinstance(name, str) and name.startswith(prefix)
     }
-    own = {target.own_name(name): tensor for name, tensor in target.tensors.items()}
+    own = target.own_tensors
     if own.keys() == given.keys() and all(can_be_copied(given[name], own[name]) for name in own):
         if log and (bad := non_finite(given, own)):
             print_log(

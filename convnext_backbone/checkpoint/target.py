@@ -32,6 +32,11 @@ class Target:
     key_prefix: str = ''
     settings: dict = field(default_factory=dict)
 
+    @property
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The state dict, by the model's own names."""
+        return {self.own_name(name): tensor for name, tensor in self.tensors.items()}
+
     def own_name(self, native: str) -> str:
         """Returns the model's own name of a tensor."""
         name = parse_name(native, NATIVE)

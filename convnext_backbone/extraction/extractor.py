@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..arch import resolve_arch
 from ..checkpoint import infer_arch, load_checkpoint
+from ..checkpoint.archives import first_line
 from ..models import ConvNextBackbone, ConvNextModel
 from ..models.checks import check_integer
 from .preprocessing import (
@@ -246,9 +247,9 @@ def usable_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=device).cpu()
         return torch.device(device)
     except (AssertionError, RuntimeError, TypeError) as error:
-        reason = str(error).partition('\n')[0]
         raise ValueError(
-            f'device {str(device)!r} cannot be used ({reason}): choose another, such as cpu'
+            f'device {str(device)!r} cannot be used ({first_line(error)}): choose another, such as '
+            'cpu'
         ) from error
 
 
